@@ -1,0 +1,40 @@
+# The first target that needs it makes .venv; later calls rebuild it only when the dependencies changed.
+
+PYTHON ?= python3
+EXTRAS := dev,atari,box2d,crafter,dmc,highway,minigrid,tensorboard,video,wandb
+READY := .venv/.ready
+
+# A virtual environment knows its own path: one that was moved, copied or lost its Python is made anew.
+INTACT := $(shell grep -sqF '$(CURDIR)/.venv' .venv/bin/activate && .venv/bin/python -c 'import pip' 2>/dev/null && echo yes)
+ifneq ($(INTACT),yes)
+.PHONY: $(READY)
+endif
+
+.PHONY: help train test check bench clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/  make \1\t\2/p' Makefile | expand -t 16
+
+train: $(READY)  ## train with the default configuration
+	.venv/bin/python run_dreamer.py
+
+test: $(READY)  ## run the fast tests
+	.venv/bin/python -m pytest
+
+check: $(READY)  ## check format, style and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/pyright
+
+bench: $(READY)  ## measure learning and write benchmarks/results
+	.venv/bin/python benchmarks/learning.py
+
+clean:  ## remove .venv and every cache, but no run
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	$(if $(INTACT),,$(PYTHON) -m venv --clear .venv)
+	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@touch $@
