@@ -36,5 +36,5 @@ clean:  ## remove .venv and every cache, but no run
 
 $(READY): pyproject.toml constraints.txt
 	$(if $(INTACT),,$(PYTHON) -m venv --clear .venv)
-	.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	.venv/bin/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@touch $@
