@@ -1,0 +1,1 @@
+"""Building blocks that worlds and behaviors share: layers, and distributions over actions."""

@@ -1,0 +1,124 @@
+"""Distributions over actions as pure functions of a flat parameter vector.
+
+A policy network emits P numbers; here they become samples, log-probabilities, entropies and divergences. An action
+with several parts is the concatenation of one distribution per part. Samples come from uniform numbers, by the
+inverse of the cumulative distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.functional import categorical_kl, mix_uniform, sample_one_hot
+from reverie.types import ActionSpec
+
+
+class Distribution(Protocol):
+    """One part of an action. ``parameters``, ``noise`` and ``size`` are widths of the three vectors."""
+
+    parameters: int
+    noise: int
+    size: int
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor: ...
+
+    def logprob(self, params: Tensor, action: Tensor) -> Tensor: ...
+
+    def entropy(self, params: Tensor) -> Tensor: ...
+
+    def divergence(self, old: Tensor, new: Tensor) -> Tensor: ...
+
+
+class OneHot:
+    """A choice among ``size`` classes, mixed with ``unimix`` of the uniform distribution."""
+
+    noise = 1
+
+    def __init__(self, size: int, unimix: float):
+        self.parameters = self.size = size
+        self.unimix = unimix
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        return sample_one_hot(mix_uniform(params, self.unimix).exp(), uniform.squeeze(-1))
+
+    def logprob(self, params: Tensor, action: Tensor) -> Tensor:
+        return (mix_uniform(params, self.unimix) * action).sum(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        log_p = mix_uniform(params, self.unimix)
+        return -(log_p.exp() * log_p).sum(-1)
+
+    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+        return categorical_kl(mix_uniform(old, self.unimix), mix_uniform(new, self.unimix))
+
+
+class BoundedNormal:
+    """``size`` independent normals with mean ``tanh`` and deviation in [low, high]; samples are not squashed.
+
+    Log-probabilities are of the raw sample: whoever clips an action to its box does so after storing it.
+    """
+
+    def __init__(self, size: int, low: float = 0.1, high: float = 1.0):
+        self.size = self.noise = size
+        self.parameters = 2 * size
+        self.low, self.high = low, high
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation, each [..., size]."""
+        mean, spread = params.chunk(2, -1)
+        return torch.tanh(mean), (self.high - self.low) * torch.sigmoid(spread + 2.0) + self.low
+
+    def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
+        mean, deviation = self.moments(params)
+        # The smallest float above zero that torch.rand can draw keeps the inverse finite.
+        return mean + deviation * torch.special.ndtri(uniform.clamp(min=2.0**-25))
+
+    def logprob(self, params: Tensor, action: Tensor) -> Tensor:
+        mean, deviation = self.moments(params)
+        return (-0.5 * ((action - mean) / deviation).square() - deviation.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self, params: Tensor) -> Tensor:
+        return (self.moments(params)[1].log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
+
+    def divergence(self, old: Tensor, new: Tensor) -> Tensor:
+        (mean, deviation), (new_mean, new_deviation) = self.moments(old), self.moments(new)
+        ratio = deviation / new_deviation
+        return (0.5 * (ratio.square() + ((mean - new_mean) / new_deviation).square() - 1.0) - ratio.log()).sum(-1)
+
+
+class ActionDistribution:
+    """The joint distribution of all parts of an action: parts are independent, so their numbers add up."""
+
+    def __init__(self, action: ActionSpec, unimix: float):
+        self.parts: list[Distribution] = [
+            OneHot(part.size, unimix) if part.discrete else BoundedNormal(part.size) for part in action
+        ]
+        self._params = [part.parameters for part in self.parts]
+        self._noise = [part.noise for part in self.parts]
+        self._sizes = [part.size for part in self.parts]
+        self.parameters, self.noise = sum(self._params), sum(self._noise)
+
+    def sample(
+        self, params: Float[Tensor, "*batch P"], uniform: Float[Tensor, "*batch Z"]
+    ) -> Float[Tensor, "*batch A"]:
+        """Draws the flat action vector; one uniform number per discrete part and per continuous dimension."""
+        pieces = zip(self.parts, params.split(self._params, -1), uniform.split(self._noise, -1), strict=True)
+        return torch.cat([part.sample(p, u) for part, p, u in pieces], -1)
+
+    def logprob(self, params: Float[Tensor, "*batch P"], action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
+        pieces = zip(self.parts, params.split(self._params, -1), action.split(self._sizes, -1), strict=True)
+        return torch.stack([part.logprob(p, a) for part, p, a in pieces]).sum(0)
+
+    def entropy(self, params: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch"]:
+        pieces = zip(self.parts, params.split(self._params, -1), strict=True)
+        return torch.stack([part.entropy(p) for part, p in pieces]).sum(0)
+
+    def divergence(self, old: Float[Tensor, "*batch P"], new: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch"]:
+        """The exact KL(old || new)."""
+        pieces = zip(self.parts, old.split(self._params, -1), new.split(self._params, -1), strict=True)
+        return torch.stack([part.divergence(p, q) for part, p, q in pieces]).sum(0)

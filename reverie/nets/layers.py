@@ -1,0 +1,97 @@
+"""Layers exactly as the published DreamerV3 has them: its initialisation, its RMS norm, its block-diagonal linear.
+
+Every hidden layer is Linear -> RMSNorm -> SiLU, and every linear has a bias.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+TRUNCATION = 1.1368
+"""A standard normal cut at two standard deviations has variance 1 / TRUNCATION**2."""
+
+
+def initialise(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
+    """Fills ``weight`` with a normal of variance ``scale**2 / fan_in``, cut at two of its deviations."""
+    if scale == 0.0:
+        nn.init.zeros_(weight)
+        return
+    deviation = TRUNCATION * scale / math.sqrt(fan_in)
+    nn.init.trunc_normal_(weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+class Linear(nn.Linear):
+    """``y = x W + b`` with the published initialisation; ``scale`` 0 starts a head at exactly zero."""
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 1.0):
+        super().__init__(inputs, outputs)
+        initialise(self.weight, inputs, scale)
+        nn.init.zeros_(self.bias)
+
+
+class BlockLinear(nn.Module):
+    """A block-diagonal linear layer: each of ``blocks`` contiguous chunks of the input has its own matrix.
+
+    The kernel is ``[blocks, inputs / blocks, outputs / blocks]``; its fan-in is the full ``inputs``.
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int):
+        super().__init__()
+        self.blocks = blocks
+        self.kernel = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        initialise(self.kernel, inputs)
+
+    def forward(self, x: Float[Tensor, "batch I"]) -> Float[Tensor, "batch O"]:
+        return block_product(x, self.kernel) + self.bias
+
+
+def block_product(x: Float[Tensor, "batch I"], kernel: Float[Tensor, "G i o"]) -> Float[Tensor, "batch O"]:
+    """Multiplies chunk g of ``x`` by ``kernel[g]`` and lays the results side by side."""
+    chunks = x.unflatten(-1, (kernel.shape[0], -1)).transpose(0, 1)
+    return torch.bmm(chunks, kernel).transpose(0, 1).flatten(1)
+
+
+class RMSNorm(nn.Module):
+    """Scales the last axis to unit mean square; eps sits inside the root, there is no shift."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.scale.shape, self.scale, eps=1e-4)
+
+
+class MLP(nn.Sequential):
+    """``layers`` hidden layers of ``units``, then a linear output when ``outputs`` is given."""
+
+    def __init__(self, inputs: int, units: int, layers: int, outputs: int | None = None, scale: float = 1.0):
+        modules: list[nn.Module] = []
+        for index in range(layers):
+            modules += [Linear(units if index else inputs, units), RMSNorm(units), nn.SiLU()]
+        if outputs is not None:
+            modules.append(Linear(units if layers else inputs, outputs, scale))
+        super().__init__(*modules)
+
+
+class ChannelNorm(RMSNorm):
+    """`RMSNorm` over the channels of images [N, C, H, W]."""
+
+    def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Convolution(nn.Conv2d):
+    """A 5x5 convolution that keeps height and width."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__(inputs, outputs, kernel_size=5, padding=2)
+        initialise(self.weight, 25 * inputs)
+        assert self.bias is not None
+        nn.init.zeros_(self.bias)

@@ -1,0 +1,233 @@
+"""The nouns that cross borders between layers, and the time-lines that hold them together.
+
+Shape letters, used in every annotation of the package::
+
+    E environments   B sequences   T replay steps   N dreams   H imagined steps   L rollout edges
+    A action width   D deterministic state   S x C stochastic groups x classes   F = D + S*C features
+
+Batch first, time second, everywhere. A path of H transitions has H+1 *points* (latent, continue
+probability) and H *edges* (action, log-probability, reward); no other length exists::
+
+    real      o0 --a0--> o1 --a1--> o2         row t = (o_t, r_t, flags_t, a_t); r_t arrived with o_t
+    dream     s0 --a0--> s1 --a1--> ... --> sH
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, Shaped
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+Losses = dict[str, Float[Tensor, "B T"]]
+"""One loss per name, one number per replayed step."""
+
+Metrics = dict[str, Tensor]
+"""Scalars that stay on the device until a logger writes them."""
+
+Array = np.ndarray
+
+T = TypeVar("T")
+
+
+class ReverieError(Exception):
+    """A failure that a user can mend: one line that says what, where, and what to do.
+
+    ``exit_code`` is what the command line returns for it (`reverie.run.errors` lists the codes).
+    """
+
+    exit_code = 70
+
+
+class ConfigError(ReverieError):
+    """A bad command line, configuration or environment name."""
+
+    exit_code = 2
+
+
+class StoredDataError(ReverieError):
+    """A checkpoint or replay on disk that cannot be used: corrupt, foreign, or of another shape."""
+
+    exit_code = 3
+
+
+class EnvironmentFailure(ReverieError):
+    """An environment that failed more often than its restart budget allows."""
+
+    exit_code = 4
+
+
+class DeviceError(ReverieError):
+    """A device or backend that this machine does not have."""
+
+    exit_code = 8
+
+
+class Options(BaseModel):
+    """What a user may choose about one component: frozen, typed, ranged; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class ObservationSpec:
+    """One observation key as the environment draws it (without batch axes)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """A numpy dtype name: ``uint8``, ``float32`` or ``int64``."""
+    classes: int = 0
+    """For integer keys: values lie in ``0..classes-1``. Zero for numbers."""
+
+
+@dataclass(frozen=True)
+class ActionPart:
+    """One component of an action: a choice among ``size`` classes, or ``size`` numbers in [-1, 1]."""
+
+    name: str
+    size: int
+    discrete: bool
+
+
+ActionSpec = tuple[ActionPart, ...]
+"""All parts, in the order in which the flat action vector concatenates them (one-hot or numbers)."""
+
+
+def action_width(action: ActionSpec) -> int:
+    """The length A of the flat action vector."""
+    return sum(part.size for part in action)
+
+
+@dataclass(frozen=True)
+class Step:
+    """What E environments show at one moment; reward and flags arrive *with* the observation they led to."""
+
+    obs: dict[str, Shaped[Array, "E ..."]]
+    reward: Float[Array, "E"]
+    first: Bool[Array, "E"]
+    """The observation begins an episode; its reward is 0 and the action that was sent is ignored."""
+    last: Bool[Array, "E"]
+    """The observation ends an episode, for whatever reason."""
+    terminal: Bool[Array, "E"]
+    """The episode ended because the task did (never set by a time limit)."""
+
+    def tensors(self, device: torch.device) -> dict[str, Tensor]:
+        """The observations as tensors [E, ...] of their own dtype."""
+        return {key: torch.as_tensor(value).to(device) for key, value in self.obs.items()}
+
+
+@dataclass(frozen=True)
+class Latent:
+    """A state of the world model."""
+
+    deter: Float[Tensor, "*batch D"]
+    stoch: Float[Tensor, "*batch S C"]
+    """One-hot per group; all zeros before the first observation."""
+    logits: Float[Tensor, "*batch S C"]
+    """What ``stoch`` was drawn from, before uniform mixing."""
+
+    @property
+    def features(self) -> Float[Tensor, "*batch F"]:
+        return torch.cat([self.deter, self.stoch.flatten(-2)], -1)
+
+    def detach(self) -> Latent:
+        return Latent(self.deter.detach(), self.stoch.detach(), self.logits.detach())
+
+    def at(self, t: int) -> Latent:
+        """The states [B, ...] at step ``t`` of [B, T, ...]."""
+        return Latent(self.deter[:, t], self.stoch[:, t], self.logits[:, t])
+
+
+def stack(latents: Sequence[Latent]) -> Latent:
+    """States [B, ...] of successive steps as [B, T, ...]."""
+    fields = zip(*((latent.deter, latent.stoch, latent.logits) for latent in latents), strict=True)
+    return Latent(*(torch.stack(field, 1) for field in fields))
+
+
+@dataclass(frozen=True)
+class Carry:
+    """All that an agent remembers between two steps of the environments."""
+
+    latent: Latent
+    action: Float[Tensor, "E A"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Replayed sequences. Row t holds what arrived at t and the action chosen after seeing it."""
+
+    obs: dict[str, Shaped[Tensor, "B T ..."]]
+    action: Float[Tensor, "B T A"]
+    reward: Float[Tensor, "B T"]
+    first: Bool[Tensor, "B T"]
+    last: Bool[Tensor, "B T"]
+    terminal: Bool[Tensor, "B T"]
+    slot: Int[Tensor, "B T"]
+    """Where replay keeps each row; hand it back to rewrite the stored latents."""
+    context_action: Float[Tensor, "B A"]
+    """The action of the row before the first one."""
+    context_latent: dict[str, Shaped[Tensor, "B ..."]]
+    """The stored latent of the row before the first one, as `Agent.pack` made it."""
+
+    @property
+    def previous_action(self) -> Float[Tensor, "B T A"]:
+        """The action that led to each row. This is the only place that shifts actions."""
+        return torch.cat([self.context_action[:, None], self.action[:, :-1]], 1)
+
+    def to(self, device: torch.device) -> Batch:
+        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Path:
+    """A walk through latents, real or imagined."""
+
+    latent: Latent
+    """H+1 points: [N, H+1, ...]."""
+    action: Float[Tensor, "N H A"]
+
+
+@dataclass(frozen=True)
+class Dream(Path):
+    """A walk that the behavior took inside the world model, made without gradient."""
+
+    policy: Float[Tensor, "N H P"]
+    """The parameters of the distribution that each action was drawn from."""
+    logprob: Float[Tensor, "N H"]
+    continues: Float[Tensor, "N H+1"]
+    """The continue head's output at each point, the start included."""
+    reward: dict[str, Float[Tensor, "N H"]]
+    """Streams: ``extrinsic`` and, with motives, one per motive. Entry t rewards the edge t -> t+1."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What one level of the behavior experienced. PPO sees nothing else."""
+
+    action: Float[Tensor, "R L A"]
+    inputs: Float[Tensor, "R L+1 I"]
+    policy: Float[Tensor, "R L P"]
+    logprob: Float[Tensor, "R L"]
+    reward: Float[Tensor, "R L"]
+    discount: Float[Tensor, "R L"]
+    """The level's discount times the probability that the point which the edge leads to goes on."""
+    weight: Float[Tensor, "R L"]
+    """How likely the edge is to be reached at all."""
+
+
+def _map_tensors(item: T, function) -> T:
+    """Applies ``function`` to every tensor in a dataclass, tuple or dict, and rebuilds the same type."""
+    if isinstance(item, Tensor):
+        return function(item)
+    if isinstance(item, Mapping):
+        return {key: _map_tensors(value, function) for key, value in item.items()}  # type: ignore[return-value]
+    if dataclasses.is_dataclass(item):
+        fields: Iterator[dataclasses.Field] = iter(dataclasses.fields(item))
+        return dataclasses.replace(item, **{f.name: _map_tensors(getattr(item, f.name), function) for f in fields})  # type: ignore
+    return item
