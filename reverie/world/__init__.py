@@ -1,0 +1,1 @@
+"""The world model: turns steps into latents and predicts what follows. It knows nothing of any behavior."""

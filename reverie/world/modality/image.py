@@ -1,0 +1,113 @@
+"""Images: a convolutional encoder that halves by max-pooling, and a decoder that grows them back.
+
+Images arrive as uint8 [*, H, W, C] and become numbers here, nowhere else. Several image keys are stacked on channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reverie.nets.layers import BlockLinear, ChannelNorm, Convolution, Linear, RMSNorm
+from reverie.types import ConfigError, Latent, ObservationSpec
+from reverie.world.sizes import Sizes
+
+MULTIPLIERS = (2, 3, 4, 4)
+"""Channels of each stage, in units of ``Sizes.depth``; a small image uses the first ones only."""
+
+SMALLEST, LARGEST = 3, 16
+"""Bounds on the side of the innermost map."""
+
+
+def plan(keys: Mapping[str, ObservationSpec], depth: int) -> tuple[list[int], int, int]:
+    """Channels per stage, and height and width of the innermost map, for images of this size.
+
+    Raises ConfigError where images differ in size or cannot be halved into the bounds.
+    """
+    shapes = {spec.shape[:2] for spec in keys.values()}
+    if len(shapes) > 1:
+        raise ConfigError(f"images {sorted(keys)} differ in size: {sorted(shapes)}; set env.size to resize them alike")
+    height, width = shapes.pop()
+    channels: list[int] = []
+    for multiplier in MULTIPLIERS:
+        if height % 2 or width % 2 or min(height, width) // 2 < SMALLEST:
+            break
+        height, width = height // 2, width // 2
+        channels.append(multiplier * depth)
+    if not channels or max(height, width) > LARGEST:
+        raise ConfigError(f"images {sorted(keys)} of {next(iter(keys.values())).shape} cannot be halved to at most "
+                          f"{LARGEST} pixels a side; set env.size to 64")  # fmt: skip
+    return channels, height, width
+
+
+def stack(obs: Mapping[str, Tensor], keys: Mapping[str, ObservationSpec]) -> Float[Tensor, "*batch C H W"]:
+    """All images in [0, 1], channels first (and last in memory)."""
+    images = torch.cat([obs[key] for key in keys], -1) if len(keys) > 1 else obs[next(iter(keys))]
+    return (images.float() / 255.0).movedim(-1, -3)
+
+
+class ImageEncoder(nn.Module):
+    """Stages of 5x5 convolution -> 2x2 max-pool -> RMSNorm over channels -> SiLU; the last map is the token."""
+
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, embed_dim: int):
+        super().__init__()
+        self.keys = dict(sorted(keys.items()))
+        channels, height, width = plan(keys, sizes.depth)
+        self.width = height * width * channels[-1]
+        previous, stages = sum(spec.shape[2] for spec in keys.values()), []
+        for outputs in channels:
+            stages += [Convolution(previous, outputs), nn.MaxPool2d(2), ChannelNorm(outputs), nn.SiLU()]
+            previous = outputs
+        self.stages = nn.Sequential(*stages)
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
+        images = stack(obs, self.keys) - 0.5
+        batch = images.shape[:-3]
+        maps = self.stages(images.flatten(0, -4))
+        return maps.permute(0, 2, 3, 1).flatten(1).unflatten(0, batch)
+
+
+class ImageDecoder(nn.Module):
+    """Paints the recurrent state block by block and the stochastic state whole onto a small map, and grows it.
+
+    ``blocks`` of the deterministic state each paint their share of the channels over the full map.
+    """
+
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes):
+        super().__init__()
+        self.keys = dict(sorted(keys.items()))
+        self.channels = [spec.shape[2] for spec in self.keys.values()]
+        channels, self.height, self.side = plan(keys, sizes.depth)
+        area, self.top, self.blocks = self.height * self.side, channels[-1], sizes.blocks
+        self.from_deter = BlockLinear(sizes.deter, area * self.top, sizes.blocks)
+        self.from_stoch = nn.Sequential(
+            Linear(sizes.stoch * sizes.classes, 2 * sizes.units),
+            RMSNorm(2 * sizes.units),
+            nn.SiLU(),
+            Linear(2 * sizes.units, area * self.top),
+        )
+        self.join = nn.Sequential(ChannelNorm(self.top), nn.SiLU())
+        stages: list[nn.Module] = []
+        for inputs, outputs in zip(channels[:0:-1], channels[-2::-1], strict=True):
+            stages += [nn.Upsample(scale_factor=2), Convolution(inputs, outputs), ChannelNorm(outputs), nn.SiLU()]
+        self.stages = nn.Sequential(*stages, nn.Upsample(scale_factor=2), Convolution(channels[0], sum(self.channels)))
+
+    def forward(self, latent: Latent) -> dict[str, Tensor]:
+        batch = latent.deter.shape[:-1]
+        deter, stoch = latent.deter.flatten(0, -2), latent.stoch.flatten(-2).flatten(0, -2)
+        # Block g of the deterministic path holds [height, width, top / blocks].
+        painted = self.from_deter(deter).unflatten(-1, (self.blocks, self.height, self.side, -1))
+        painted = painted.permute(0, 1, 4, 2, 3).flatten(1, 2)
+        whole = self.from_stoch(stoch).unflatten(-1, (self.height, self.side, self.top)).permute(0, 3, 1, 2)
+        images = torch.sigmoid(self.stages(self.join(painted + whole))).movedim(1, -1).unflatten(0, batch)
+        return dict(zip(self.keys, images.split(self.channels, -1), strict=True))
+
+    def loss(self, prediction: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Squared error summed over height, width and channels."""
+        return {key: (prediction[key] - obs[key].float() / 255.0).square().sum((-3, -2, -1)) for key in self.keys}
+
+    def show(self, prediction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: (prediction[key] * 255.0).round().to(torch.uint8) for key in self.keys}

@@ -1,0 +1,77 @@
+"""Vectors: numbers in symlog space and integers as one-hots, through an MLP; predicted key by key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reverie.functional import one_hot, symexp, symlog
+from reverie.nets.layers import MLP, Linear
+from reverie.types import Latent, ObservationSpec
+from reverie.world.sizes import Sizes
+
+
+def width(spec: ObservationSpec) -> int:
+    """How many numbers a key is for a network: integers count once per class."""
+    return int(torch.Size(spec.shape).numel()) * (spec.classes or 1)
+
+
+def flat(x: Tensor, spec: ObservationSpec) -> Float[Tensor, "*batch W"]:
+    """One key [*batch, *shape] as the numbers that a network reads and predicts."""
+    batch = x.shape[: x.ndim - len(spec.shape)]
+    if spec.classes:
+        return one_hot(x, spec.classes).reshape(*batch, -1)
+    return symlog(x.float()).reshape(*batch, -1)
+
+
+class VectorEncoder(nn.Module):
+    """All vector keys, flattened and concatenated in alphabetical order, through one MLP."""
+
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, embed_dim: int):
+        super().__init__()
+        self.keys = dict(sorted(keys.items()))
+        self.width = embed_dim
+        inputs = sum(width(spec) for spec in keys.values())
+        inner = MLP(inputs, sizes.units, sizes.layers - 1)
+        outer = MLP(sizes.units if sizes.layers > 1 else inputs, embed_dim, 1)
+        self.mlp = nn.Sequential(*inner, *outer)
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
+        return self.mlp(torch.cat([flat(obs[key], spec) for key, spec in self.keys.items()], -1))
+
+
+class VectorDecoder(nn.Module):
+    """An MLP with one linear output per key: symlog numbers, or logits per class."""
+
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes):
+        super().__init__()
+        self.keys = dict(sorted(keys.items()))
+        self.mlp = MLP(sizes.features, sizes.units, sizes.layers)
+        self.outputs = nn.ModuleList(Linear(sizes.units, width(spec)) for spec in self.keys.values())
+
+    def forward(self, latent: Latent) -> dict[str, Tensor]:
+        hidden = self.mlp(latent.features)
+        return {key: output(hidden) for key, output in zip(self.keys, self.outputs, strict=True)}
+
+    def loss(self, prediction: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Squared error in symlog space, or cross-entropy, summed over the key's dimensions."""
+        losses = {}
+        for key, spec in self.keys.items():
+            target = flat(obs[key], spec)
+            if spec.classes:
+                logits = prediction[key].unflatten(-1, (-1, spec.classes))
+                losses[key] = -(torch.log_softmax(logits, -1).flatten(-2) * target).sum(-1)
+            else:
+                losses[key] = (prediction[key] - target).square().sum(-1)
+        return losses
+
+    def show(self, prediction: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        shown = {}
+        for key, spec in self.keys.items():
+            value = prediction[key]
+            value = value.unflatten(-1, (-1, spec.classes)).argmax(-1) if spec.classes else symexp(value)
+            shown[key] = value.reshape(*value.shape[:-1], *spec.shape)
+        return shown

@@ -1,0 +1,184 @@
+"""The world model: encoders, recurrent state-space model, decoders, and heads for reward and continuation.
+
+`MultimodalWorldModel.loss` explains a batch of replayed sequences (DreamerV3, section "World model learning");
+`MultimodalWorldModel.step` dreams one step further.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reverie.functional import balanced_kl, mix_uniform, one_hot, two_hot_bins, two_hot_loss, two_hot_mean
+from reverie.nets.layers import MLP
+from reverie.types import ActionSpec, Batch, Latent, Losses, ObservationSpec, Options, action_width
+from reverie.world.modality import modalities
+from reverie.world.rssm import RSSM, CoreWeights
+from reverie.world.sizes import PRESETS, Sizes
+
+
+class WorldOptions(Options):
+    """What the world model looks like and how its losses are weighed."""
+
+    size: Literal["tiny", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "tiny"
+    """One dial for all widths; the keys below that are not null replace single numbers of it."""
+    deter: int | None = Field(None, ge=8)
+    """Width of the deterministic state."""
+    hidden: int | None = Field(None, ge=1)
+    """Width of the layers inside the recurrent model."""
+    stoch: int | None = Field(None, ge=1)
+    """Number of stochastic groups."""
+    classes: int | None = Field(None, ge=2, le=255)
+    """Classes of each stochastic group."""
+    units: int | None = Field(None, ge=1)
+    """Width of encoders, decoders and heads."""
+    depth: int | None = Field(None, ge=1)
+    """Channels of the image layers, in units of 2, 3, 4 and 4."""
+    embed_dim: int | None = Field(None, ge=1)
+    """Width of a vector's tokens."""
+    layers: int | None = Field(None, ge=1)
+    """Layers of vector encoders and decoders."""
+    blocks: int | None = Field(None, ge=1)
+    """Diagonal blocks of the recurrent core; must divide `deter`."""
+    bins: int | None = Field(None, ge=3)
+    """Bins of two-hot heads (odd)."""
+    unimix: float = Field(0.01, ge=0, lt=1)
+    """Share of the uniform distribution in every latent."""
+    horizon: float = Field(333, gt=1)
+    """The continue head learns to predict (1 - terminal) * (1 - 1/horizon)."""
+    free_nats: float = Field(1.0, ge=0)
+    """KL below this is not trained."""
+    kl_scale: float = Field(1.0, ge=0)
+    """Multiplies both KL losses."""
+    dynamics_scale: float = Field(1.0, ge=0)
+    """Weight of the KL that trains the prior."""
+    representation_scale: float = Field(0.1, ge=0)
+    """Weight of the KL that trains the posterior."""
+    reconstruction_scale: float = Field(1.0, ge=0)
+    """Weight of every observation's prediction."""
+    reward_scale: float = Field(1.0, ge=0)
+    """Weight of the reward prediction."""
+    continue_scale: float = Field(1.0, ge=0)
+    """Weight of the continue prediction."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """The preset with the single choices put in."""
+        chosen = {name: getattr(self, name) for name in Sizes.__dataclass_fields__ if name != "embed"}
+        chosen["embed"] = self.embed_dim
+        return replace(PRESETS[self.size], **{name: value for name, value in chosen.items() if value is not None})
+
+
+class MultimodalWorldModel(nn.Module):
+    """Latents from observations, and predictions from latents."""
+
+    def __init__(self, options: WorldOptions, observation: Mapping[str, ObservationSpec], action: ActionSpec):
+        super().__init__()
+        self.options, self.sizes, self.observation = options, options.sizes, dict(observation)
+        sizes, self.discount = self.sizes, 1.0 - 1.0 / options.horizon
+        groups = {modality.config.name: modality for modality in modalities(observation)}
+        self.encoders = nn.ModuleDict({name: group.encoder(sizes) for name, group in groups.items()})
+        self.decoders = nn.ModuleDict({name: group.decoder(sizes) for name, group in groups.items()})
+        tokens = sum(int(encoder.width) for encoder in self.encoders.values())  # type: ignore[arg-type]
+        self.rssm = RSSM(tokens, action_width(action), sizes, options.unimix)
+        self.reward_head = MLP(sizes.features, sizes.units, 1, sizes.bins, scale=0.0)
+        self.continue_head = MLP(sizes.features, sizes.units, 1, 1)
+        self.register_buffer("bins", two_hot_bins(sizes.bins), persistent=False)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The weight of every loss that `loss` returns."""
+        options = self.options
+        return {f"recon_{key}": options.reconstruction_scale for key in sorted(self.observation)} | {
+            "reward": options.reward_scale,
+            "continue": options.continue_scale,
+            "dynamics": options.dynamics_scale * options.kl_scale,
+            "representation": options.representation_scale * options.kl_scale,
+        }
+
+    # --- what is stored between steps ---
+
+    def initial(self, batch: int) -> Latent:
+        """The state before anything was seen: zeros."""
+        sizes, like = self.sizes, next(self.parameters())
+        stoch = like.new_zeros(batch, sizes.stoch, sizes.classes)
+        return Latent(like.new_zeros(batch, sizes.deter), stoch, stoch.clone())
+
+    @property
+    def stored(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Names, shapes and dtypes of what `pack` makes."""
+        return {"deter": ((self.sizes.deter,), "float32"), "stoch": ((self.sizes.stoch,), "uint8")}
+
+    def pack(self, latent: Latent) -> dict[str, Tensor]:
+        """A latent as replay stores it: the deterministic state, and the class of each group."""
+        return {"deter": latent.deter.float(), "stoch": latent.stoch.argmax(-1).to(torch.uint8)}
+
+    def unpack(self, stored: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Deterministic and stochastic state of what `pack` made; class 255 is a group of zeros."""
+        return stored["deter"], one_hot(stored["stoch"].long(), self.sizes.classes)
+
+    # --- from observations to latents ---
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
+        """The tokens of all modalities, side by side."""
+        return torch.cat([encoder(obs) for encoder in self.encoders.values()], -1)
+
+    def observe(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> Latent:
+        """The posterior [B, T] of replayed sequences, continued from their stored context."""
+        deter, stoch = self.unpack(batch.context_latent)
+        return self.rssm.observe(self.encode(batch.obs), batch.previous_action, batch.first, deter, stoch, uniform)
+
+    def loss(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> tuple[Latent, Losses]:
+        """Explains a batch: the posterior with its gradient, and one loss [B, T] per name in `scales`."""
+        latent = self.observe(batch, uniform)
+        mixed = mix_uniform(latent.logits, self.options.unimix)
+        prior = mix_uniform(self.rssm.predict(latent.deter), self.options.unimix)
+        dynamics, representation = balanced_kl(mixed, prior, self.options.free_nats)
+        features = latent.features
+        alive = (~batch.terminal).float() * self.discount
+        losses = {
+            "reward": two_hot_loss(self.reward_head(features), batch.reward, self.bins),
+            "continue": F.binary_cross_entropy_with_logits(
+                self.continue_head(features).squeeze(-1), alive, reduction="none"
+            ),
+            "dynamics": dynamics,
+            "representation": representation,
+        }
+        for decoder in self.decoders.values():
+            prediction = decoder(latent)
+            losses |= {f"recon_{key}": loss for key, loss in decoder.loss(prediction, batch.obs).items()}  # type: ignore[operator]
+        return latent, losses
+
+    # --- from latents to dreams ---
+
+    def step(
+        self, latent: Latent, action: Float[Tensor, "N A"], uniform: Float[Tensor, "N S"], weights: CoreWeights
+    ) -> Latent:
+        """One imagined step; ``weights`` are `RSSM.weights`, prepared once for the whole dream."""
+        return self.rssm.imagine(latent, action, uniform, weights)
+
+    def reward(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:
+        """The reward that arrives with a state."""
+        return two_hot_mean(self.reward_head(features), self.bins)
+
+    def continues(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:
+        """How likely the episode goes on from a state.
+
+        The head's target carries the discount 1 - 1/horizon, which is divided out here, so that every consumer can
+        apply its own; where the head overshoots its target the result exceeds one by at most 1/horizon.
+        """
+        return torch.sigmoid(self.continue_head(features).squeeze(-1)) / self.discount
+
+    def show(self, latent: Latent) -> dict[str, Tensor]:
+        """What the model sees in a latent [*batch]: every observation key in its own units and dtype."""
+        shown: dict[str, Tensor] = {}
+        for decoder in self.decoders.values():
+            shown |= decoder.show(decoder(latent))  # type: ignore[operator]
+        return shown

@@ -1,0 +1,129 @@
+"""The recurrent state-space model: a block-diagonal GRU for what is certain, one-hot groups for what is not.
+
+Products that need no recurrence (those of tokens, actions and the prior) are taken out of the loop over time and done
+for all steps at once; inside it remain the recurrent ones. Acting, observing and imagining all run the same core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reverie.functional import mix_uniform, straight_through
+from reverie.nets.layers import MLP, BlockLinear, Linear, RMSNorm, block_product
+from reverie.types import Latent
+from reverie.world.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class CoreWeights:
+    """The first block-diagonal layer, cut by what it multiplies; prepared once for a whole loop over time."""
+
+    recurrent: Float[Tensor, "G d d"]
+    """Acts on the blocks of the deterministic state."""
+    deter: Float[Tensor, "h D"]
+    """These three act on inputs that all blocks share, so they are dense."""
+    stoch: Float[Tensor, "h D"]
+    action: Float[Tensor, "h D"]
+
+
+class RSSM(nn.Module):
+    """``core``: (deter, stoch, action) -> deter; ``prior``: deter -> logits; posterior: (deter, token) -> logits."""
+
+    def __init__(self, tokens: int, action: int, sizes: Sizes, unimix: float):
+        super().__init__()
+        self.sizes, self.unimix = sizes, unimix
+        deter, hidden, groups = sizes.deter, sizes.hidden, sizes.stoch * sizes.classes
+        self.from_deter = MLP(deter, hidden, 1)
+        self.from_stoch = MLP(groups, hidden, 1)
+        self.from_action = MLP(action, hidden, 1)
+        self.mix = BlockLinear(deter + 3 * hidden * sizes.blocks, deter, sizes.blocks)
+        self.mix_norm = RMSNorm(deter)
+        self.gates = BlockLinear(deter, 3 * deter, sizes.blocks)
+        self.prior = MLP(deter, hidden, 2, groups)
+        self.posterior_input = Linear(deter + tokens, hidden)
+        self.posterior_output = nn.Sequential(RMSNorm(hidden), nn.SiLU(), Linear(hidden, groups))
+
+    # --- the pieces of one step ---
+
+    def weights(self) -> CoreWeights:
+        """Cuts the first block layer into its recurrent and its shared parts."""
+        block, hidden = self.sizes.deter // self.sizes.blocks, self.sizes.hidden
+        shared = self.mix.kernel[:, block:].transpose(0, 1).flatten(1)  # [3 hidden, D], columns block by block
+        return CoreWeights(self.mix.kernel[:, :block], *shared.split(hidden))
+
+    def drive(self, action: Float[Tensor, "*batch A"], weights: CoreWeights) -> Float[Tensor, "*batch D"]:
+        """What an action adds to the first block layer; actions outside [-1, 1] are scaled onto the border."""
+        bounded = action / action.detach().abs().clamp(min=1.0)
+        return self.from_action(bounded) @ weights.action + self.mix.bias
+
+    def core(
+        self,
+        deter: Float[Tensor, "batch D"],
+        stoch: Float[Tensor, "batch S C"],
+        drive: Float[Tensor, "batch D"],
+        weights: CoreWeights,
+    ) -> Float[Tensor, "batch D"]:
+        """One step of the block GRU."""
+        shared = torch.addmm(drive, self.from_deter(deter), weights.deter)
+        shared = torch.addmm(shared, self.from_stoch(stoch.flatten(-2)), weights.stoch)
+        hidden = F.silu(self.mix_norm(block_product(deter, weights.recurrent) + shared))
+        gates = self.gates(hidden).unflatten(-1, (self.sizes.blocks, 3, -1))  # thirds within each block
+        reset, candidate, update = (gate.flatten(-2) for gate in gates.unbind(-2))
+        update = torch.sigmoid(update - 1.0)
+        return torch.lerp(deter, torch.tanh(torch.sigmoid(reset) * candidate), update)
+
+    def groups(self, logits: Float[Tensor, "*batch SC"]) -> Float[Tensor, "*batch S C"]:
+        """Logits as S groups of C classes."""
+        return logits.unflatten(-1, (self.sizes.stoch, self.sizes.classes))
+
+    def sample(
+        self, logits: Float[Tensor, "*batch S C"], uniform: Float[Tensor, "*batch S"]
+    ) -> Float[Tensor, "*batch S C"]:
+        """Straight-through one-hots of the mixed distribution."""
+        return straight_through(mix_uniform(logits, self.unimix).exp(), uniform)
+
+    # --- the two loops ---
+
+    def observe(
+        self,
+        tokens: Float[Tensor, "B T E"],
+        previous_action: Float[Tensor, "B T A"],
+        first: Bool[Tensor, "B T"],
+        deter: Float[Tensor, "B D"],
+        stoch: Float[Tensor, "B S C"],
+        uniform: Float[Tensor, "B T S"],
+    ) -> Latent:
+        """The posterior of every step, starting from a carried state; state and action are zeroed where ``first``."""
+        weights = self.weights()
+        keep = (~first).float()[..., None]
+        drives = self.drive(previous_action * keep, weights)
+        from_deter, from_token = self.posterior_input.weight.split([self.sizes.deter, tokens.shape[-1]], 1)
+        offsets = F.linear(tokens, from_token, self.posterior_input.bias)
+        deters, stochs, logits = [], [], []
+        for t in range(tokens.shape[1]):
+            deter = self.core(deter * keep[:, t], stoch * keep[:, t, None], drives[:, t], weights)
+            logit = self.groups(self.posterior_output(offsets[:, t] + F.linear(deter, from_deter)))
+            stoch = self.sample(logit, uniform[:, t])
+            deters.append(deter), stochs.append(stoch), logits.append(logit)
+        return Latent(torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(logits, 1))
+
+    def predict(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch S C"]:
+        """The prior's logits: what the model expects before it sees."""
+        return self.groups(self.prior(deter))
+
+    def imagine(
+        self,
+        latent: Latent,
+        action: Float[Tensor, "N A"],
+        uniform: Float[Tensor, "N S"],
+        weights: CoreWeights,
+    ) -> Latent:
+        """One step without an observation."""
+        deter = self.core(latent.deter, latent.stoch, self.drive(action, weights), weights)
+        logits = self.predict(deter)
+        return Latent(deter, self.sample(logits, uniform), logits)
