@@ -1,0 +1,193 @@
+"""The story: `Agent.act` plays, `Agent.learn` explains what was played, dreams from it, and improves.
+
+Read `Agent.learn` from top to bottom: it is the algorithm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from reverie.behavior import views
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.ppo import improve
+from reverie.imagine import imagine
+from reverie.optim import Optimizer, OptimizerOptions
+from reverie.types import (
+    ActionSpec,
+    Batch,
+    Carry,
+    Latent,
+    Losses,
+    Metrics,
+    ObservationSpec,
+    Options,
+    Step,
+    StoredDataError,
+    action_width,
+)
+from reverie.world.model import MultimodalWorldModel, WorldOptions
+
+
+class AgentOptions(Options):
+    """How long and from where the agent dreams, and how its groups of parameters are trained."""
+
+    horizon: int = Field(15, ge=1)
+    """Imagined steps of every dream."""
+    starts: int = Field(0, ge=0)
+    """Dreams begin at this many last steps of each sequence; 0 means at all of them."""
+    world_optimizer: OptimizerOptions = OptimizerOptions()
+    """Encoders, recurrent model, decoders, reward and continue heads."""
+    actor_optimizer: OptimizerOptions = OptimizerOptions()
+    """The policy."""
+    critic_optimizer: OptimizerOptions = OptimizerOptions()
+    """The critic."""
+
+
+class Agent(nn.Module):
+    """A world model and a behavior that learns inside it. ``observation`` and ``action`` are the environment's."""
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        world: WorldOptions,
+        behavior: BehaviorOptions,
+        spaces: tuple[Mapping[str, ObservationSpec], ActionSpec],
+        device: torch.device,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.options, self.device = options, device
+        observation, action = spaces
+        self.action_width = action_width(action)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.world = MultimodalWorldModel(world, observation, action)
+            sizes = self.world.sizes
+            self.behavior = ActorCritic(behavior, sizes.features, action, sizes.units, sizes.bins)
+        self.to(device)
+        self.generators = {
+            "act": torch.Generator(device).manual_seed(2 * seed),
+            "learn": torch.Generator(device).manual_seed(2 * seed + 1),
+        }
+        replay_value = {"replay_value": behavior.replay_value_scale}
+        critic_scales = {"value": behavior.value_scale} | replay_value
+        self.optimizers = {
+            "world": Optimizer(
+                "world", self.world.parameters(), options.world_optimizer, self.world.scales | replay_value
+            ),
+            "actor": Optimizer("actor", self.behavior.actor.parameters(), options.actor_optimizer, {"policy": 1.0}),
+            "critic": Optimizer("critic", self.behavior.critic.parameters(), options.critic_optimizer, critic_scales),
+        }
+
+    # --- playing ---
+
+    def initial(self, envs: int) -> Carry:
+        """What the agent remembers before the first step: nothing."""
+        latent = self.world.initial(envs)
+        return Carry(latent, latent.deter.new_zeros(envs, self.action_width))
+
+    @torch.no_grad()
+    def act(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[np.ndarray, Carry]:
+        """Sees a step, and draws an action [E, A] from the policy. As published, evaluation samples too.
+
+        ``generator`` defaults to the agent's own; evaluation brings another, so that it leaves no trace.
+        """
+        generator = generator or self.generators["act"]
+        envs, stoch = len(step.first), self.world.sizes.stoch
+        distribution = self.behavior.distribution
+        noise = torch.rand(envs, stoch + distribution.noise, generator=generator, device=self.device)
+        obs = {key: value[:, None] for key, value in step.tensors(self.device).items()}
+        first = torch.as_tensor(step.first, device=self.device)[:, None]
+        latent = self.world.rssm.observe(
+            self.world.encode(obs),
+            carry.action[:, None],
+            first,
+            carry.latent.deter,
+            carry.latent.stoch,
+            noise[:, None, :stoch],
+        )
+        latent = latent.at(0)
+        action = distribution.sample(self.behavior.policy(latent.features), noise[:, stoch:])
+        return action.cpu().numpy(), Carry(latent, action)
+
+    # --- learning ---
+
+    def learn(self, batch: Batch) -> tuple[Metrics, dict[str, Tensor]]:
+        """Explains the batch, dreams from it, and improves.
+
+        Returns metrics, and the batch's fresh latents [B, T, ...] for replay to keep. The dream is made from the same
+        parameters as the explanation, before any group steps.
+        """
+        batch, generator = batch.to(self.device), self.generators["learn"]
+        chance = torch.rand(*batch.reward.shape, self.world.sizes.stoch, generator=generator, device=self.device)
+        latent, losses = self.world.loss(batch, chance)
+
+        dream = imagine(self.world, self.behavior, self.starts(latent), self.options.horizon, generator)
+        rollout = views.whole(dream, self.behavior.discount)
+        judgement, metrics = self.behavior.judge(rollout)
+        replay = self.behavior.replay_value(latent.features, batch, judgement.returns)
+
+        replay_loss = {"replay_value": self.behavior.replay_value_loss(replay)}
+        metrics |= self.optimizers["world"].step(losses | replay_loss)
+        metrics |= improve(self.behavior, rollout, judgement, replay, self.optimizers, generator)
+        self.behavior.follow()
+        return metrics | world_metrics(losses), self.world.pack(latent.detach())
+
+    def starts(self, latent: Latent) -> Latent:
+        """The latents [B, T, ...] from which dreams begin, as [N, ...]: the last ``starts`` of each sequence."""
+        last = slice(-self.options.starts, None) if self.options.starts else slice(None)
+        fields = (latent.deter, latent.stoch, latent.logits)
+        return Latent(*(field.detach()[:, last].flatten(0, 1) for field in fields))
+
+    # --- saving ---
+
+    def checkpoint(self) -> dict[str, Any]:
+        """Everything that learning changes, in plain containers."""
+        return {
+            "model_state": {name: value.clone() for name, value in self.state_dict().items()},
+            **{f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `checkpoint` returned. Raises StoredDataError where it is of another shape."""
+        self.load_model(state["model_state"])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state[f"{name}_optimizer"])
+        for name, generator in self.generators.items():
+            generator.set_state(state["generators"][name])
+
+    def load_model(self, model_state: Mapping[str, Tensor]) -> None:
+        """Takes over weights and statistics alone. Raises StoredDataError naming what differs."""
+        mine = self.state_dict()
+        differing = [
+            name for name in mine.keys() | model_state.keys() if _shape(mine, name) != _shape(model_state, name)
+        ]
+        if differing:
+            name = min(differing)
+            raise StoredDataError(
+                f"the checkpoint does not fit this configuration: {len(differing)} tensors differ, such as {name} "
+                f"({_shape(model_state, name)} saved, {_shape(mine, name)} expected); use the configuration it was "
+                "trained with"
+            )
+        self.load_state_dict(model_state)
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
+    return tuple(state[name].shape) if name in state else None
+
+
+def world_metrics(losses: Losses) -> Metrics:
+    """The mean of every loss, under the names that users know."""
+    means = {name: loss.detach().mean() for name, loss in losses.items()}
+    reconstruction = [mean for name, mean in means.items() if name.startswith("recon_")]
+    return {f"world/{name}": mean for name, mean in means.items()} | {
+        "world/recon_loss": torch.stack(reconstruction).sum(),
+        "world/kl_loss": means["dynamics"],
+    }

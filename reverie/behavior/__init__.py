@@ -1,0 +1,1 @@
+"""The behavior: turns latents into actions and learns from dreams. It knows nothing of any world model."""

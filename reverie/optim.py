@@ -1,0 +1,154 @@
+"""One optimizer per group of parameters: LaProp or Adam, with adaptive or global gradient clipping.
+
+A group lives in one flat buffer (its parameters are views of it), so that a step is a handful of operations however
+many tensors there are. A step takes gradients for its own group only: a loss may pass through foreign networks
+without training them. Nothing here waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from reverie.types import Metrics, Options, StoredDataError
+
+
+class OptimizerOptions(Options):
+    """How one group of parameters is trained."""
+
+    kind: Literal["laprop", "adam"] = "laprop"
+    """LaProp normalises the gradient before it averages; Adam averages first."""
+    rate: float = Field(4e-5, ge=0)
+    """Learning rate after warm-up."""
+    warmup: int = Field(1000, ge=0)
+    """Updates over which the rate rises linearly from zero."""
+    agc: float = Field(0.3, ge=0)
+    """Each tensor's gradient norm is clipped to this share of its weight norm; 0 turns it off."""
+    clip: float = Field(0.0, ge=0)
+    """The group's gradient norm is clipped to this; 0 turns it off."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """Decay of the averaged step."""
+    beta2: float = Field(0.999, ge=0, lt=1)
+    """Decay of the averaged square."""
+    eps: float = Field(1e-20, gt=0)
+    """Added to the root of the averaged square."""
+
+
+Moments = tuple[Tensor, Tensor]
+"""The averaged step and the averaged square, each as long as the flat parameters."""
+
+
+def laprop(gradient: Tensor, moments: Moments, count: Tensor, options: OptimizerOptions) -> tuple[Tensor, Moments]:
+    """The direction of LaProp (Ziyin et al. 2020) after ``count`` updates, this one included."""
+    step, square = moments
+    square = torch.lerp(gradient.square(), square, options.beta2)
+    normalised = gradient / ((square / (1 - options.beta2**count)).sqrt() + options.eps)
+    step = torch.lerp(normalised, step, options.beta1)
+    return step / (1 - options.beta1**count), (step, square)
+
+
+def adam(gradient: Tensor, moments: Moments, count: Tensor, options: OptimizerOptions) -> tuple[Tensor, Moments]:
+    """The direction of Adam (Kingma & Ba 2015) after ``count`` updates, this one included."""
+    step, square = moments
+    step = torch.lerp(gradient, step, options.beta1)
+    square = torch.lerp(gradient.square(), square, options.beta2)
+    root = (square / (1 - options.beta2**count)).sqrt() + options.eps
+    return step / (1 - options.beta1**count) / root, (step, square)
+
+
+KINDS: dict[str, Callable[[Tensor, Moments, Tensor, OptimizerOptions], tuple[Tensor, Moments]]] = {
+    "laprop": laprop,
+    "adam": adam,
+}
+
+
+def clip_adaptively(gradients: list[Tensor], weights: list[Tensor], limit: float, floor: float = 1e-3) -> None:
+    """Scales each gradient, in place, to at most ``limit`` times the norm of its tensor (Brock et al. 2021)."""
+    allowed = torch.stack(torch._foreach_norm(weights)).clamp(min=floor) * limit
+    ratio = torch.stack(torch._foreach_norm(gradients)) / allowed
+    torch._foreach_div_(gradients, list(ratio.clamp(min=1.0)))
+
+
+class Optimizer:
+    """Trains one group of parameters. Build it once the parameters are on their device: they move into its buffer."""
+
+    def __init__(
+        self, name: str, parameters: Iterable[nn.Parameter], options: OptimizerOptions, scales: Mapping[str, float]
+    ):
+        """``scales`` weighs each loss of `step`; a loss without a scale is an error there."""
+        self.name, self.options, self.scales = name, options, dict(scales)
+        self.parameters = list(parameters)
+        self.weight = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
+        self.gradient = torch.zeros_like(self.weight)
+        sizes = [parameter.numel() for parameter in self.parameters]
+        self.gradients: list[Tensor] = []
+        for parameter, weight, gradient in zip(
+            self.parameters, self.weight.split(sizes), self.gradient.split(sizes), strict=True
+        ):
+            parameter.data = weight.view_as(parameter)
+            parameter.grad = gradient.view_as(parameter)
+            self.gradients.append(parameter.grad)
+        self.moments: Moments = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
+        self.count = torch.zeros((), device=self.weight.device)
+
+    @property
+    def rate(self) -> Tensor:
+        """The learning rate of the next update; the first of a warm-up is zero."""
+        return self.options.rate * (self.count / max(1, self.options.warmup)).clamp(max=1.0).where(
+            torch.tensor(self.options.warmup > 0), torch.ones(())
+        )
+
+    def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None) -> Metrics:
+        """Descends the weighted sum of the means of ``losses``.
+
+        The update is skipped, moments included, where the gradient is not finite or ``when`` (a boolean scalar) is
+        false. Raises KeyError where losses and scales do not match.
+        """
+        if losses.keys() != self.scales.keys():
+            raise KeyError(f"losses {sorted(losses)} and scales {sorted(self.scales)} of '{self.name}' differ")
+        total = torch.stack([losses[name].mean() * scale for name, scale in self.scales.items()]).sum()
+        self.gradient.zero_()
+        total.backward(inputs=self.parameters)
+        return self._descend(when)
+
+    @torch.no_grad()
+    def _descend(self, when: Tensor | None) -> Metrics:
+        norm = self.gradient.norm()
+        go = torch.isfinite(norm)
+        skipped = ~go
+        if when is not None:
+            go = go & when
+        if self.options.agc:
+            clip_adaptively(self.gradients, [parameter.detach() for parameter in self.parameters], self.options.agc)
+        if self.options.clip:
+            self.gradient.mul_((self.options.clip / norm).clamp(max=1.0))
+        rate = self.rate
+        direction, moments = KINDS[self.options.kind](self.gradient, self.moments, self.count + 1, self.options)
+        self.weight.copy_(torch.where(go, self.weight - rate * direction, self.weight))
+        for old, new in zip(self.moments, moments, strict=True):
+            old.copy_(torch.where(go, new, old))
+        self.count += go
+        return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped.float(), f"{self.name}/lr": rate}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "kind": self.options.kind,
+            "step": self.moments[0].clone(),
+            "square": self.moments[1].clone(),
+            "count": self.count.clone(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises StoredDataError where the state is of another kind or another number of parameters."""
+        if state["kind"] != self.options.kind or state["step"].shape != self.moments[0].shape:
+            raise StoredDataError(
+                f"optimizer '{self.name}' is {self.options.kind} over {self.weight.numel()} numbers, the checkpoint's is "
+                f"{state['kind']} over {state['step'].numel()}; resume with the configuration it was trained with"
+            )
+        for mine, saved in zip(self.moments, (state["step"], state["square"]), strict=True):
+            mine.copy_(saved)
+        self.count.copy_(state["count"])
