@@ -1,0 +1,10 @@
+"""Environments: found by name, adapted to named arrays and one flat action vector, and played side by side.
+
+Start with `make_vector`. `ENVIRONMENTS` is the registry; add your own with ``ENVIRONMENTS["custom"] = factory``.
+"""
+
+from reverie.env.registry import ENVIRONMENTS, EnvOptions, make, with_protocol
+from reverie.env.vector import VectorEnv, make_vector
+from reverie.env.wrappers import Environment
+
+__all__ = ["ENVIRONMENTS", "EnvOptions", "Environment", "VectorEnv", "make", "make_vector", "with_protocol"]

@@ -1,0 +1,216 @@
+"""Finds an environment by name, builds it, and puts the wrappers around it that the options ask for.
+
+A name is a key of `ENVIRONMENTS` (``crafter``, or your own), a suite and a task (``dmc/walker_walk``), a Gymnasium id
+(``CartPole-v1``) or ``module:callable``. Simulators are imported only when one of their environments is made.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import functools
+import importlib
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import load_env_creator
+from pydantic import Field
+
+from reverie.env.gymnasium import GymnasiumEnvironment
+from reverie.env.wrappers import Environment, Repeat, TimeLimit, grayscale, one_hot, resize
+from reverie.types import ConfigError, Options, action_width
+
+
+class EnvOptions(Options):
+    """Which environment to play, how many of them, and what to change about them."""
+
+    name: str = Field(default="CartPole-v1", min_length=1)
+    """A Gymnasium id, `suite/task`, `module:callable`, or a name added to ENVIRONMENTS."""
+    envs: int = Field(default=8, ge=1, le=1024)
+    """Environments that are played side by side."""
+    mode: Literal["auto", "inline", "processes"] = "auto"
+    """Where they run: in this process, each in its own, or whichever suits the suite."""
+    repeat: int | None = Field(default=None, ge=1)
+    """How often each action is repeated; null: as the suite does, else 1."""
+    frame_pool: bool | None = None
+    """Show the brighter of the last two repeated frames; null: as the suite does, else no."""
+    time_limit: int = Field(default=0, ge=0)
+    """Steps after which an episode is truncated, beside the environment's own limit; 0: only that."""
+    size: int | None = Field(default=None, ge=0)
+    """Height and width of images; 0: as they are; null: as the suite does, else as they are."""
+    grayscale: bool | None = None
+    """Show images in gray; null: as the suite does, else no."""
+    one_hot: bool | list[str] | None = None
+    """Integer observations to show as one-hot vectors: all, none, or these; null: as the suite does, else none."""
+    kwargs: dict[str, Any] = {}
+    """Keyword arguments for whatever makes the environment."""
+    obs_dim: int | None = Field(default=None, ge=1)
+    """Numbers in one observation: checked; a custom environment without spaces takes it from here."""
+    action_dim: int | None = Field(default=None, ge=1)
+    """Length of the flat action vector: checked; a custom environment without spaces takes it from here."""
+    step_timeout: float = Field(default=60.0, gt=0)
+    """Seconds after which a worker that does not answer a step is replaced."""
+    reset_timeout: float = Field(default=300.0, gt=0)
+    """The same for building an environment, for beginning an episode, and for going back into one."""
+    restarts: int = Field(default=5, ge=0)
+    """Failures of one environment within ten minutes that are mended by starting it again."""
+
+
+ENVIRONMENTS: dict[str, Callable[..., Any] | str] = {
+    "atari": "reverie.env.atari:create",
+    "atari100k": "reverie.env.atari:create",
+    "crafter": "reverie.env.crafter:create",
+    "dmc": "reverie.env.dm_control:create",
+    "dmc_pixels": "reverie.env.dm_control:create_pixels",
+    "highway": "reverie.env.highway:create",
+    "minigrid": "reverie.env.minigrid:create",
+}
+"""Suite or custom name -> function that makes a `gymnasium.Env` (or a lazy ``module:callable``).
+
+It is called with the options' ``kwargs``; for ``suite/task`` the task comes first, as it was written.
+"""
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "atari": {"repeat": 4, "frame_pool": True, "size": 96, "grayscale": True},
+    "atari100k": {"repeat": 4, "frame_pool": True, "size": 64, "kwargs": {"sticky": 0.0, "all_actions": False}},
+    "minigrid": {"one_hot": True},
+}
+"""How a suite is usually played: what the options left open is taken from here."""
+
+EXTRAS = {
+    "ale_py": "atari",
+    "crafter": "crafter",
+    "dm_control": "dmc",
+    "highway_env": "highway",
+    "minigrid": "minigrid",
+    "mujoco": "dmc",
+}
+"""Missing module -> the extra of this package that installs it."""
+
+RAW_IDS = {"ALE/": "ale_py", "MiniGrid-": "minigrid", "BabyAI-": "minigrid"}
+"""Prefixes of Gymnasium ids -> the module that registers them."""
+
+
+def make(options: EnvOptions) -> Environment:
+    """One environment, adapted and wrapped.
+
+    Raises `ConfigError` for an unknown name, a missing package, an unsupported space, or if ``obs_dim`` or
+    ``action_dim`` disagree with the environment.
+    """
+    options = with_protocol(options)
+    try:
+        env = find(options.name)(**options.kwargs)
+    except ModuleNotFoundError as error:
+        if (module := (error.name or "").partition(".")[0]) not in EXTRAS:
+            raise
+        raise ConfigError(
+            f"{options.name} needs the package {module}: pip install 'reverie[{EXTRAS[module]}]'"
+        ) from error
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ConfigError(f"{options.name} needs a package that is not installed: {error}") from error
+    return _check_sizes(_wrap(GymnasiumEnvironment(_with_spaces(env, options)), options), options)
+
+
+def find(name: str) -> Callable[..., Any]:
+    """The function that makes the environment called ``name`` out of its ``kwargs``.
+
+    Raises `ConfigError`, with the most similar name, if there is none.
+    """
+    suite, _, task = name.partition("/")
+    if name in ENVIRONMENTS:
+        return _load(ENVIRONMENTS[name])
+    if task and suite in ENVIRONMENTS:
+        return functools.partial(_load(ENVIRONMENTS[suite]), task)
+    if ":" in name:
+        return _load(name)
+    if name.startswith(("MiniGrid-", "BabyAI-")):
+        return functools.partial(_load(ENVIRONMENTS["minigrid"]), name)
+    return functools.partial(make_registered, name)
+
+
+def make_registered(name: str, **kwargs: Any) -> gymnasium.Env:
+    """Makes the environment with this Gymnasium id; pictures are available where it can draw them."""
+    module = next((module for prefix, module in RAW_IDS.items() if name.startswith(prefix)), None)
+    if module:
+        gymnasium.register_envs(importlib.import_module(module))
+    try:
+        spec = copy.copy(gymnasium.spec(name))
+    except gymnasium.error.Error as error:
+        raise ConfigError(
+            f"unknown environment {name!r}; {suggest(name, [*gymnasium.registry, *ENVIRONMENTS])}"
+        ) from error
+    spec.order_enforce = False  # `Slot` resets before it steps
+    creator = load_env_creator(spec.entry_point) if isinstance(spec.entry_point, str) else spec.entry_point
+    if "rgb_array" in getattr(creator, "metadata", {}).get("render_modes", []):
+        kwargs = {"render_mode": "rgb_array"} | kwargs
+    return gymnasium.make(spec, disable_env_checker=True, **kwargs)
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """What to type instead of an unknown name."""
+    similar = {candidate.lower(): candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), similar, n=1, cutoff=0.5)
+    return f"did you mean {similar[matches[0]]!r}?" if matches else "give a Gymnasium id, suite/task or module:callable"
+
+
+def suite_of(name: str) -> str:
+    """The key of `ENVIRONMENTS` that makes ``name``, or an empty string."""
+    prefix = "minigrid" if name.startswith(("MiniGrid-", "BabyAI-")) else name.partition("/")[0]
+    return name if name in ENVIRONMENTS else prefix if prefix in ENVIRONMENTS else ""
+
+
+def with_protocol(options: EnvOptions) -> EnvOptions:
+    """The options with everything that was left open (null) decided."""
+    usual = {"repeat": 1, "frame_pool": False, "size": 0, "grayscale": False, "one_hot": False, "kwargs": {}}
+    usual |= PROTOCOLS.get(suite_of(options.name), {})
+    decided = {key: value for key, value in usual.items() if getattr(options, key) is None}
+    return options.model_copy(update=decided | {"kwargs": usual["kwargs"] | options.kwargs})
+
+
+def _load(entry: Callable[..., Any] | str) -> Callable[..., Any]:
+    """The function itself, or what a ``module:callable`` names."""
+    if callable(entry):
+        return entry
+    module, _, name = entry.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
+            raise
+        raise ConfigError(f"environment {entry!r} cannot be loaded: {error}; write it as 'module:callable'") from error
+
+
+def _with_spaces(env: Any, options: EnvOptions) -> Any:
+    """Gives a custom environment without spaces the sizes from the options."""
+    if options.obs_dim and not hasattr(env, "observation_space"):
+        env.observation_space = spaces.Box(-np.inf, np.inf, (options.obs_dim,), np.float32)
+    if options.action_dim and not hasattr(env, "action_space"):
+        env.action_space = spaces.Discrete(options.action_dim)
+    return env
+
+
+def _wrap(env: Environment, options: EnvOptions) -> Environment:
+    if (options.repeat or 1) > 1:
+        env = Repeat(env, options.repeat or 1, pool=bool(options.frame_pool))
+    if options.size:
+        env = resize(env, options.size)
+    if options.grayscale:
+        env = grayscale(env)
+    if options.one_hot:
+        env = one_hot(env, options.one_hot)
+    return TimeLimit(env, options.time_limit) if options.time_limit else env
+
+
+def _check_sizes(env: Environment, options: EnvOptions) -> Environment:
+    values = sum(int(np.prod(spec.shape)) for spec in env.observation.values())
+    actions = action_width(env.action)
+    for name, wanted, found in (("obs_dim", options.obs_dim, values), ("action_dim", options.action_dim, actions)):
+        if wanted not in (None, found):
+            env.close()
+            raise ConfigError(
+                f"{name} is {wanted}, but {options.name} has {found}; set {name} to {found} or leave it out"
+            )
+    return env

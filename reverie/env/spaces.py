@@ -1,0 +1,207 @@
+"""Translates Gymnasium spaces: observations into named arrays, flat action vectors into whatever the space holds.
+
+Both translations are prepared once, when the environment is made; an unsupported space is an error then, never later.
+Reading an observation also checks and copies it, so what has passed here is finite, of the promised shape, and ours.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from reverie.types import ActionPart, ActionSpec, ConfigError, ObservationSpec
+
+logger = logging.getLogger(__name__)
+
+LARGEST = float(np.finfo(np.float32).max)
+
+SAFE_CASTS = {"uint8": "b", "int64": "biu", "float32": "biuf"}
+"""The numpy dtype kinds that may be cast to each dtype of an observation."""
+
+
+class BadTransition(Exception):
+    """An environment returned something that does not fit its own space."""
+
+
+class ObservationReader:
+    """Reads an observation of ``space`` as ``{key: array}``; nested keys are joined with ``/``.
+
+    A space that is not a Dict or Tuple gets the key ``image`` (uint8 of rank 3) or ``vector``. Text is left out.
+    Calling it raises `BadTransition` on a missing or extra key, a wrong shape or dtype, or a number that is not finite.
+    """
+
+    def __init__(self, space: spaces.Space):
+        self.specs: dict[str, ObservationSpec] = {}
+        self._leaves: list[tuple[str, Callable[[Any], np.ndarray]]] = []
+        self._groups: list[tuple[tuple, set]] = []
+        self._walk(space, ())
+        if not self.specs:
+            raise ConfigError(
+                f"the observation space {space} holds nothing that can be used; add a Box or Discrete space"
+            )
+
+    def __call__(self, value: Any) -> dict[str, np.ndarray]:
+        for path, keys in self._groups:
+            self._check_keys(path, keys, _follow(value, path))
+        return {key: read(value) for key, read in self._leaves}
+
+    def _walk(self, space: spaces.Space, path: tuple) -> None:
+        if isinstance(space, spaces.Dict):
+            self._groups.append((path, set(space.spaces)))
+            for key, child in space.spaces.items():
+                self._walk(child, (*path, key))
+        elif isinstance(space, spaces.Tuple):
+            for index, child in enumerate(space.spaces):
+                self._walk(child, (*path, index))
+        elif space.dtype is not None and space.dtype.kind == "U":
+            logger.warning("observation %r is text, which is left out", "/".join(map(str, path)))
+        elif math.prod(space.shape or ()):
+            spec, start = _observation_spec(space)
+            is_image = spec.dtype == "uint8" and len(spec.shape) == 3
+            key = "/".join(map(str, path)) or ("image" if is_image else "vector")
+            self.specs[key] = spec
+            read = _array_reader(key, spec, start)
+            self._leaves.append((key, (lambda value: read(_follow(value, path))) if path else read))
+
+    @staticmethod
+    def _check_keys(path: tuple, expected: set, value: Any) -> None:
+        where = f"observation {'/'.join(map(str, path))!r}" if path else "the observation"
+        if not isinstance(value, Mapping):
+            raise BadTransition(f"{where} is {type(value).__name__}, expected a dict with the keys {sorted(expected)}")
+        if value.keys() != expected:
+            raise BadTransition(f"{where} has the keys {sorted(value)}, expected {sorted(expected)}")
+
+
+def read_reward(reward: Any) -> float:
+    """The reward as a finite float; raises `BadTransition` otherwise."""
+    if type(reward) is not float:
+        if not isinstance(reward, (int, float, np.number, np.ndarray)) or np.size(reward) != 1:
+            raise BadTransition(f"reward is {reward!r} ({type(reward).__name__}), expected a number")
+        reward = float(np.asarray(reward).reshape(()))
+    if not -LARGEST <= reward <= LARGEST:
+        raise BadTransition(f"reward is {reward}, expected a finite float32 number")
+    return reward
+
+
+def read_flag(name: str, flag: Any) -> bool:
+    """The flag as a bool; raises `BadTransition` if it is anything else."""
+    if flag is True or flag is False:
+        return flag
+    if not isinstance(flag, np.bool_):
+        raise BadTransition(f"{name} is {flag!r} ({type(flag).__name__}), expected a bool")
+    return bool(flag)
+
+
+def action_writer(
+    space: spaces.Space, name: str = "", begin: int = 0
+) -> tuple[ActionSpec, Callable[[np.ndarray], Any]]:
+    """The parts of an action of ``space``, and a function from the flat vector [A] to an action.
+
+    The parts of this space begin at entry ``begin`` of the vector. Raises `ConfigError` for an unsupported space.
+    """
+    label = name or "action"
+    if isinstance(space, spaces.Discrete):
+        end, first = begin + int(space.n), int(space.start)
+        return (ActionPart(label, end - begin, discrete=True),), lambda flat: first + int(flat[begin:end].argmax())
+    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
+        return _choices_writer(space, label, begin)
+    if isinstance(space, spaces.Box) and space.dtype.kind == "f" and math.prod(space.shape):
+        return _numbers_writer(space, label, begin)
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        return _group_writer(space, name, begin)
+    raise ConfigError(
+        f"the action space {label!r} = {space} is not supported; use Box (float), Discrete, Multi* or Dict"
+    )
+
+
+def _follow(value: Any, path: tuple) -> Any:
+    try:
+        for part in path:
+            value = value[part]
+    except (LookupError, TypeError) as error:
+        raise BadTransition(f"observation {'/'.join(map(str, path))!r} is missing") from error
+    return value
+
+
+def _observation_spec(space: spaces.Space) -> tuple[ObservationSpec, Any]:
+    """The spec of a simple space, and the number that its smallest class has in the environment."""
+    if isinstance(space, spaces.Discrete):
+        return ObservationSpec((), "int64", int(space.n)), int(space.start)
+    if isinstance(space, spaces.MultiDiscrete):
+        return ObservationSpec(space.shape, "int64", int(space.nvec.max())), space.start
+    if isinstance(space, spaces.MultiBinary):
+        return ObservationSpec(space.shape, "int64", 2), 0
+    if isinstance(space, spaces.Box):
+        return ObservationSpec(space.shape, "uint8" if space.dtype == np.uint8 else "float32"), 0
+    raise ConfigError(f"the observation space {space} is not supported; use Box, Discrete, Multi*, Dict or Tuple")
+
+
+def _array_reader(key: str, spec: ObservationSpec, start: Any) -> Callable[[Any], np.ndarray]:
+    dtype, shape, classes = np.dtype(spec.dtype), spec.shape, spec.classes
+    is_float = dtype.kind == "f"
+
+    def read(value: Any) -> np.ndarray:
+        array = np.array(value)  # a copy: many environments reuse their buffer
+        if array.dtype != dtype:
+            if array.dtype.kind not in SAFE_CASTS[spec.dtype]:
+                raise BadTransition(f"observation {key!r} has dtype {array.dtype}, expected {dtype}")
+            array = array.astype(dtype)
+        if array.shape != shape:
+            raise BadTransition(f"observation {key!r} has shape {array.shape}, expected {shape}")
+        # The sum of squares is much cheaper than isfinite, and finite only if every number is.
+        if is_float and not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
+            raise BadTransition(f"observation {key!r} holds NaN or infinity, expected finite numbers")
+        if classes:
+            array -= start
+            if array.min() < 0 or array.max() >= classes:
+                raise BadTransition(f"observation {key!r} is outside of its {classes} classes")
+        return array
+
+    return read
+
+
+def _choices_writer(space: Any, label: str, begin: int) -> tuple[ActionSpec, Callable[[np.ndarray], Any]]:
+    binary = isinstance(space, spaces.MultiBinary)
+    sizes = [2] * math.prod(space.shape) if binary else [int(size) for size in space.nvec.ravel()]
+    first = 0 if binary else space.start
+    parts = tuple(ActionPart(f"{label}/{index}", size, discrete=True) for index, size in enumerate(sizes))
+    bounds = np.cumsum([begin, *sizes])
+
+    def write(flat: np.ndarray) -> np.ndarray:
+        chosen = [flat[left:right].argmax() for left, right in itertools.pairwise(bounds)]
+        return (np.array(chosen).reshape(space.shape) + first).astype(space.dtype)
+
+    return parts, write
+
+
+def _numbers_writer(space: spaces.Box, label: str, begin: int) -> tuple[ActionSpec, Callable[[np.ndarray], Any]]:
+    end = begin + math.prod(space.shape)
+    bounded = np.isfinite(space.low) & np.isfinite(space.high)
+    low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
+    centre, half = (high + low) / 2, (high - low) / 2
+
+    def write(flat: np.ndarray) -> np.ndarray:
+        numbers = centre + half * flat[begin:end].reshape(space.shape).clip(-1, 1)
+        return numbers.astype(space.dtype).clip(space.low, space.high)
+
+    return (ActionPart(label, end - begin, discrete=False),), write
+
+
+def _group_writer(space: Any, name: str, begin: int) -> tuple[ActionSpec, Callable[[np.ndarray], Any]]:
+    is_dict = isinstance(space, spaces.Dict)
+    children = sorted(space.spaces.items()) if is_dict else list(enumerate(space.spaces))
+    parts: ActionSpec = ()
+    writers = {}
+    for key, child in children:
+        added, writers[key] = action_writer(child, f"{name}/{key}".lstrip("/"), begin)
+        begin += sum(part.size for part in added)
+        parts += added
+    if is_dict:
+        return parts, lambda flat: {key: write(flat) for key, write in writers.items()}
+    return parts, lambda flat: tuple(write(flat) for write in writers.values())

@@ -1,0 +1,149 @@
+"""Several environments side by side, as one: a `Step` of E rows in answer to E actions.
+
+::
+
+    step(a)    row e:  ... | o_last, last=True | o_0, first=True | o_1 ...
+                             episode ends here   a[e] is ignored
+
+Rows come in lock-step and in order, so the same seed and actions give the same rows wherever the environments run.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+import gymnasium
+import numpy as np
+
+from reverie.env.registry import ENVIRONMENTS, EnvOptions, find, make, suite_of
+from reverie.env.slot import Slot
+from reverie.env.worker import Inline, Place, Worker
+from reverie.env.wrappers import Environment
+from reverie.types import ConfigError, Step, StoredDataError, action_width
+
+logger = logging.getLogger(__name__)
+
+GRACE_SECONDS = 2.0
+"""How long `VectorEnv.close` waits for workers before it ends them."""
+
+FAST = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "minigrid")
+"""Modules of environments that step faster than a message to another process takes."""
+
+
+class VectorEnv:
+    """``size`` environments that ``place`` makes, with one episode stream each.
+
+    Raises `ConfigError` if the environments do not all have the same spaces, and `EnvironmentFailure` when one of them
+    fails more often than ``options.restarts`` allows.
+    """
+
+    def __init__(self, options: EnvOptions, seed: int, size: int, place: Callable[[int], Place]):
+        self.name = options.name
+        self.seed = seed
+        self.size = size
+        self.slots = [Slot(number, options, seed, functools.partial(place, number)) for number in range(size)]
+        try:
+            for slot in self.slots:
+                slot.place.send("describe")
+            described = [slot.describe() for slot in self.slots]
+            for number, spaces in enumerate(described):
+                if spaces != described[0]:
+                    raise ConfigError(
+                        f"{options.name}: worker {number} has the spaces {spaces}, but worker 0 {described[0]}"
+                    )
+        except BaseException:
+            self.close()
+            raise
+        self.observation, self.action = described[0]
+        self._action_shape = (size, action_width(self.action))
+
+    def step(self, action: np.ndarray) -> Step:
+        """Takes the actions [E, A]; where the row before was ``last`` (and at the start) an episode begins instead."""
+        if action.shape != self._action_shape:
+            raise ValueError(f"actions have shape {action.shape}, expected {self._action_shape}")
+        for slot, row in zip(self.slots, action.copy(), strict=True):
+            slot.send(row)
+        obs, reward, first, last, terminal = zip(*[slot.receive() for slot in self.slots], strict=True)
+        return Step(
+            {key: np.array([one[key] for one in obs]) for key in self.observation},
+            np.array(reward, np.float32),
+            np.array(first),
+            np.array(last),
+            np.array(terminal),
+        )
+
+    def render(self, number: int = 0) -> np.ndarray | None:
+        """A picture of one environment, uint8 [height, width, 3], where it can draw one."""
+        place = self.slots[number].place
+        place.send("render")
+        return place.receive(self.slots[number].options.step_timeout)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where every environment is: enough to continue with the very same rows."""
+        return {"seed": self.seed, "slots": [slot.state_dict() for slot in self.slots]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes back into the open episodes by repeating their actions.
+
+        An episode that cannot be continued ends as truncated, with one warning for all of them. Raises
+        `StoredDataError` if the state is of another number of environments.
+        """
+        if len(state["slots"]) != self.size:
+            raise StoredDataError(
+                f"the saved run has {len(state['slots'])} environments, this one {self.size}; set env.envs to match"
+            )
+        self.seed = state["seed"]
+        for slot, saved in zip(self.slots, state["slots"], strict=True):
+            slot.send_restore(saved, self.seed)
+        lost = [slot.number for slot in self.slots if not slot.receive_restore()]
+        if lost:
+            logger.warning("%s: the open episodes of workers %s cannot be continued and are truncated", self.name, lost)
+
+    def close(self) -> None:
+        """Closes every environment; those that do not answer are ended."""
+        for slot in self.slots:
+            slot.place.release()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for slot in self.slots:
+            slot.place.stop(deadline)
+
+
+def make_vector(options: EnvOptions, seed: int, *, envs: int | None = None) -> VectorEnv:
+    """``envs`` (or ``options.envs``) environments, inline or in processes. Raises as `make` and `VectorEnv` do."""
+    size = envs or options.envs
+    find(options.name)
+    alone = options.mode == "inline" or (options.mode == "auto" and (size == 1 or _is_fast(options.name)))
+    recipe = None if alone else _recipe(options)
+    if recipe is None:
+        return VectorEnv(options, seed, size, lambda number: Inline(functools.partial(make, options)))
+    return VectorEnv(options, seed, size, lambda number: Worker(recipe, f"{options.name}-{number}"))
+
+
+def _recipe(options: EnvOptions) -> bytes | None:
+    """How another process makes the environment, or None (with a warning) if that cannot be told."""
+    try:
+        return cloudpickle.dumps(functools.partial(_build, options, _registered(options.name)))
+    except Exception as error:  # a foreign object may raise anything here
+        logger.warning("%s cannot be sent to another process and runs in this one: %s", options.name, error)
+        return None
+
+
+def _registered(name: str) -> dict[str, Any]:
+    """The registry entry behind a name: another process has only those that the package brings."""
+    suite = suite_of(name)
+    return {suite: ENVIRONMENTS[suite]} if suite else {}
+
+
+def _build(options: EnvOptions, registered: dict[str, Any]) -> Environment:
+    ENVIRONMENTS.update(registered)
+    return make(options)
+
+
+def _is_fast(name: str) -> bool:
+    spec = gymnasium.registry.get(name)
+    return suite_of(name) == "minigrid" or (spec is not None and str(spec.entry_point).startswith(FAST))

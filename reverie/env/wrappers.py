@@ -1,0 +1,180 @@
+"""What can be put around one environment: action repeat, time limit, image size, one-hot observations.
+
+Wrappers speak the `Environment` protocol on both sides, so they compose in any order, and the outermost one still
+says exactly which observations it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from reverie.types import ActionSpec, ConfigError, ObservationSpec
+
+Observation = dict[str, np.ndarray]
+
+
+@runtime_checkable
+class Environment(Protocol):
+    """One environment, adapted: named arrays out, a flat action vector in."""
+
+    observation: dict[str, ObservationSpec]
+    action: ActionSpec
+
+    def reset(self, seed: int) -> Observation:
+        """Begins the episode that ``seed`` determines and returns its first observation."""
+        ...
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
+        """Takes the action [A]; returns observation, reward, terminated, truncated."""
+        ...
+
+    def render(self) -> np.ndarray | None:
+        """A picture for videos, uint8 [height, width, 3], where the environment can draw one."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Wrapper:
+    """Passes everything on."""
+
+    def __init__(self, inner: Environment):
+        self.inner = inner
+        self.observation = inner.observation
+        self.action = inner.action
+
+    def reset(self, seed: int) -> Observation:
+        return self.inner.reset(seed)
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
+        return self.inner.step(action)
+
+    def render(self) -> np.ndarray | None:
+        return self.inner.render()
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+class Repeat(Wrapper):
+    """Takes every action ``times`` times and sums the rewards.
+
+    With ``pool``, images are the brighter of the last two frames: some consoles draw an object only every other frame.
+    """
+
+    def __init__(self, inner: Environment, times: int, pool: bool):
+        super().__init__(inner)
+        self.times = times
+        self.pooled = image_keys(inner) if pool else []
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
+        total, previous = 0.0, None
+        obs, reward, terminated, truncated = self.inner.step(action)
+        total += reward
+        for _ in range(self.times - 1):
+            if terminated or truncated:
+                break
+            previous = obs
+            obs, reward, terminated, truncated = self.inner.step(action)
+            total += reward
+        if previous is not None:
+            obs = obs | {key: np.maximum(obs[key], previous[key]) for key in self.pooled}
+        return obs, total, terminated, truncated
+
+
+class TimeLimit(Wrapper):
+    """Truncates (never terminates) an episode after so many steps."""
+
+    def __init__(self, inner: Environment, steps: int):
+        super().__init__(inner)
+        self.steps = steps
+        self.taken = 0
+
+    def reset(self, seed: int) -> Observation:
+        self.taken = 0
+        return self.inner.reset(seed)
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
+        self.taken += 1
+        obs, reward, terminated, truncated = self.inner.step(action)
+        return obs, reward, terminated, truncated or self.taken >= self.steps
+
+
+class Map(Wrapper):
+    """Replaces some observations by a function of them."""
+
+    def __init__(
+        self,
+        inner: Environment,
+        functions: dict[str, Callable[[np.ndarray], np.ndarray]],
+        specs: dict[str, ObservationSpec],
+    ):
+        super().__init__(inner)
+        self.functions = functions
+        self.observation = inner.observation | specs
+
+    def reset(self, seed: int) -> Observation:
+        return self._map(self.inner.reset(seed))
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
+        obs, reward, terminated, truncated = self.inner.step(action)
+        return self._map(obs), reward, terminated, truncated
+
+    def _map(self, obs: Observation) -> Observation:
+        return obs | {key: function(obs[key]) for key, function in self.functions.items()}
+
+
+def image_keys(environment: Environment) -> list[str]:
+    """The observations that are pictures: uint8 [height, width, channels] without classes."""
+    specs = environment.observation.items()
+    return [key for key, spec in specs if spec.dtype == "uint8" and len(spec.shape) == 3 and not spec.classes]
+
+
+def resize(inner: Environment, size: int) -> Environment:
+    """Scales every image to ``size`` x ``size`` with an antialiased bilinear filter."""
+    from PIL import Image
+
+    def scale(image: np.ndarray) -> np.ndarray:
+        if image.shape[-1] not in (1, 3, 4):
+            return np.concatenate([scale(image[..., channel : channel + 1]) for channel in range(image.shape[-1])], -1)
+        picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
+
+    changed = [key for key in image_keys(inner) if inner.observation[key].shape[:2] != (size, size)]
+    specs = {key: ObservationSpec((size, size, inner.observation[key].shape[-1]), "uint8") for key in changed}
+    return Map(inner, dict.fromkeys(changed, scale), specs) if changed else inner
+
+
+def grayscale(inner: Environment) -> Environment:
+    """Keeps the luma (ITU-R 601) of every RGB image: uint8 [height, width, 1]."""
+    weights = np.array([299, 587, 114], np.uint32)
+
+    def luma(image: np.ndarray) -> np.ndarray:
+        return ((image * weights).sum(-1, keepdims=True) // 1000).astype(np.uint8)
+
+    changed = [key for key in image_keys(inner) if inner.observation[key].shape[-1] == 3]
+    specs = {key: ObservationSpec((*inner.observation[key].shape[:2], 1), "uint8") for key in changed}
+    return Map(inner, dict.fromkeys(changed, luma), specs) if changed else inner
+
+
+def one_hot(inner: Environment, keys: bool | Collection[str]) -> Environment:
+    """Turns integer observations (all of them, or those named) into flat float32 vectors of one-hots.
+
+    Raises `ConfigError` if a named key is not an integer observation.
+    """
+    known = [key for key, spec in inner.observation.items() if spec.classes]
+    changed = known if keys is True else list(keys or [])
+    for key in changed:
+        if key not in known:
+            raise ConfigError(f"env.one_hot names {key!r}, but the integer observations are {known}; choose among them")
+
+    def expand(classes: int) -> Callable[[np.ndarray], np.ndarray]:
+        table = np.eye(classes, dtype=np.float32)
+        return lambda value: table[value].reshape(-1)
+
+    specs = {key: inner.observation[key] for key in changed}
+    flat = {key: ObservationSpec((int(np.prod(spec.shape)) * spec.classes,), "float32") for key, spec in specs.items()}
+    return Map(inner, {key: expand(spec.classes) for key, spec in specs.items()}, flat) if changed else inner

@@ -1,0 +1,1 @@
+"""A package, because some dependency installs another one of this name."""

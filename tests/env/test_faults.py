@@ -1,0 +1,218 @@
+"""Environments that die, hang, raise or lie: the others lose nothing, and nothing bad reaches a row."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from reverie.env import EnvOptions, make_vector
+from reverie.types import ConfigError, EnvironmentFailure
+
+ACTION = np.eye(3, dtype=np.float32)[[1, 1]]
+
+LIES = {
+    "nan": "'count' holds NaN",
+    "shape": r"'count' has shape \(2,\), expected \(1,\)",
+    "dtype": "'count' has dtype <U5, expected float32",
+    "none": "'count' has dtype object, expected float32",
+    "missing": r"has the keys \['count'\], expected \['action', 'count', 'episode'\]",
+    "extra": r"has the keys \['action', 'count', 'episode', 'more'\]",
+    "text reward": r"reward is 'a lot' \(str\)",
+    "huge reward": r"reward is 1e\+300",
+}
+
+
+@contextlib.contextmanager
+def vector(mode: str, envs: int = 2, *, longest: int = 500, step_timeout: float = 60.0, restarts: int = 5, **kwargs):
+    options = EnvOptions(
+        name="counting",
+        mode=mode,
+        restarts=restarts,
+        step_timeout=step_timeout,
+        kwargs={"longest": longest, **kwargs},
+    )
+    made = make_vector(options, seed=3, envs=envs)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def play(mode: str, steps: int, envs: int = 2, **options):
+    with vector(mode, envs, **options) as env:
+        return [env.step(ACTION[:envs]) for _ in range(steps)]
+
+
+def assert_one_is_truncated(steps, failing: int, at: int):
+    """The failing environment repeats its last row once and begins anew; the other one goes on counting."""
+    other = 1 - failing
+    before, closing, opening = steps[at - 1], steps[at], steps[at + 1]
+    assert closing.last[failing] and not closing.terminal[failing] and not closing.first[failing]
+    assert closing.reward[failing] == 0
+    for key in closing.obs:
+        np.testing.assert_array_equal(closing.obs[key][failing], before.obs[key][failing])
+    assert opening.first[failing] and opening.obs["count"][failing, 0] == 0
+    np.testing.assert_array_equal([step.obs["count"][other, 0] for step in steps], np.arange(len(steps)))
+    assert all(np.isfinite(value).all() for step in steps for value in step.obs.values())
+
+
+def failing_number(steps, at: int) -> int:
+    (failing,) = np.flatnonzero(steps[at].last)
+    return int(failing)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_lie_never_reaches_a_row_and_is_explained(lie, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING), vector("inline", fault=lie, when=3, once=str(tmp_path / "done")) as env:
+        steps = [env.step(ACTION) for _ in range(6)]
+    assert_one_is_truncated(steps, failing_number(steps, 3), 3)
+    (record,) = caplog.records
+    assert record.message.startswith("counting, worker 0, episode 0 (seed ") and "step 2" in record.message
+    with pytest.raises(EnvironmentFailure, match=LIES[lie]):
+        play("inline", steps=4, fault=lie, restarts=0)
+
+
+@pytest.mark.parametrize("mode", ["inline", "processes"])
+def test_an_exception_in_step_truncates_only_that_episode(mode, tmp_path, caplog):
+    with caplog.at_level(logging.DEBUG), vector(mode, fault="step", when=3, once=str(tmp_path / "done")) as env:
+        steps = [env.step(ACTION) for _ in range(6)]
+    assert_one_is_truncated(steps, failing_number(steps, 3), 3)
+    assert any("RuntimeError: step went wrong" in record.message for record in caplog.records)
+    assert any("_misbehave" in record.message for record in caplog.records if record.levelno == logging.DEBUG)
+
+
+@pytest.mark.parametrize("mode", ["inline", "processes"])
+@pytest.mark.parametrize("fault", ["init", "reset"])
+def test_an_exception_before_an_episode_is_mended_without_a_trace(fault, mode, tmp_path):
+    with vector(mode, envs=1, fault=fault, once=str(tmp_path / "done")) as env:
+        steps = [env.step(ACTION[:1]) for _ in range(3)]
+    assert steps[0].first[0] and not any(step.last[0] for step in steps)
+
+
+@pytest.mark.parametrize("fault", ["die", "quit", "hang"])
+def test_a_worker_that_dies_or_hangs_in_a_step_is_replaced(fault, tmp_path):
+    with vector("processes", fault=fault, when=3, once=str(tmp_path / "done"), step_timeout=1.5) as env:
+        steps = [env.step(ACTION) for _ in range(6)]
+    assert_one_is_truncated(steps, failing_number(steps, 3), 3)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_worker_that_is_killed_or_stopped_from_outside_is_replaced(sent):
+    with vector("processes", step_timeout=1.5) as env:
+        steps = [env.step(ACTION) for _ in range(3)]
+        os.kill(env.slots[1].place.process.pid, sent)
+        steps += [env.step(ACTION) for _ in range(3)]
+    assert_one_is_truncated(steps, 1, 3)
+
+
+def test_a_worker_is_not_blamed_for_a_pause_of_everything(tmp_path):
+    player = run_script(
+        tmp_path,
+        "    options = EnvOptions(name='CartPole-v1', mode='processes', step_timeout=1.2)\n"
+        "    env = make_vector(options, 0, envs=1)\n"
+        "    worker = env.slots[0].place.process.pid\n"
+        "    print(worker, flush=True)\n"
+        "    while not Path(__file__).with_name('enough').exists():\n"
+        "        env.step(np.eye(2, dtype=np.float32)[:1])\n"
+        "    print(len(env.slots[0].failures), env.slots[0].place.process.pid == worker)\n"
+        "    env.close()\n",
+    )
+    worker = int(player.stdout.readline())
+    for pid, sent in ((player.pid, signal.SIGSTOP), (worker, signal.SIGSTOP)):
+        os.kill(pid, sent)
+    time.sleep(2.0)
+    for pid in (worker, player.pid):
+        os.kill(pid, signal.SIGCONT)
+    time.sleep(0.5)
+    (tmp_path / "enough").touch()
+    assert player.communicate(timeout=60)[0].split() == ["0", "True"]
+
+
+@pytest.mark.parametrize("mode", ["inline", "processes"])
+@pytest.mark.parametrize("fault", ["init", "reset", "step"])
+def test_an_environment_that_always_fails_ends_with_its_name_worker_seed_and_step(fault, mode):
+    expected = rf"counting, worker 0, episode \d+ \(seed \d+\), step \d: RuntimeError: {fault} went wrong; 3 failures"
+    with pytest.raises(EnvironmentFailure, match=expected):
+        play(mode, steps=20, envs=1, restarts=2, fault=fault)
+
+
+def test_old_failures_are_forgiven(monkeypatch, tmp_path):
+    monkeypatch.setattr("reverie.env.slot.BUDGET_SECONDS", 0.0)
+    with vector("inline", envs=1, restarts=1, fault="step", when=1) as env:
+        steps = [env.step(ACTION[:1]) for _ in range(9)]
+    assert [bool(step.last[0]) for step in steps] == [False, True] * 4 + [False]
+
+
+def test_an_episode_whose_worker_fails_on_the_way_back_is_truncated(tmp_path):
+    done = tmp_path / "done"
+    with vector("inline", envs=1) as env, vector("inline", envs=1, fault="step", when=2, once=str(done)) as resumed:
+        before = [env.step(ACTION[:1]) for _ in range(5)][-1]
+        resumed.load_state_dict(env.state_dict())
+        closing, opening = resumed.step(ACTION[:1]), resumed.step(ACTION[:1])
+    assert done.exists() and closing.last[0] and not closing.terminal[0] and opening.first[0]
+    np.testing.assert_array_equal(closing.obs["count"], before.obs["count"])
+
+
+def test_a_users_mistake_in_a_worker_is_reported_at_once_as_one():
+    options = EnvOptions(name="counting", mode="processes", obs_dim=779)
+    with pytest.raises(ConfigError, match="obs_dim is 779, but counting has 3"):
+        make_vector(options, seed=0, envs=1)
+
+
+def test_closing_ends_workers_that_hang_and_everything_they_started(tmp_path):
+    with vector("processes") as env:
+        env.step(ACTION)
+        workers = [slot.place.process for slot in env.slots]
+        os.kill(workers[0].pid, signal.SIGSTOP)
+        env.slots[1].send(ACTION[1])
+    assert not any(worker.is_alive() for worker in workers)
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    parent = run_script(
+        tmp_path,
+        "    env = make_vector(EnvOptions(name='CartPole-v1', mode='processes'), 0, envs=2)\n"
+        "    print(*[slot.place.process.pid for slot in env.slots], flush=True)\n"
+        "    time.sleep(100)\n",
+    )
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2 and all(is_running(pid) for pid in workers)
+    parent.kill()
+    parent.wait()
+    for _ in range(100):
+        if not any(is_running(pid) for pid in workers):
+            break
+        time.sleep(0.1)
+    assert not any(is_running(pid) for pid in workers)
+
+
+def run_script(folder: Path, body: str) -> Any:
+    """A program of its own that plays; its output can be read."""
+    head = (
+        "import time\nfrom pathlib import Path\nimport numpy as np\nfrom reverie.env import EnvOptions, make_vector\n"
+    )
+    (folder / "play.py").write_text(f"{head}if __name__ == '__main__':\n{body}")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return subprocess.Popen([sys.executable, folder / "play.py"], stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return True

@@ -1,0 +1,152 @@
+"""Every Gymnasium space either becomes named arrays and a flat action vector, or is refused by name."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from reverie.env.spaces import BadTransition, ObservationReader, action_writer, read_flag, read_reward
+from reverie.types import ActionPart, ConfigError, ObservationSpec, action_width
+
+IMAGE = spaces.Box(0, 255, (8, 6, 3), np.uint8)
+
+OBSERVATIONS = {
+    "numbers": (spaces.Box(-1, 1, (4,), np.float32), {"vector": ((4,), "float32", 0)}),
+    "doubles": (spaces.Box(-np.inf, np.inf, (2, 3), np.float64), {"vector": ((2, 3), "float32", 0)}),
+    "scalar": (spaces.Box(-1, 1, (), np.float32), {"vector": ((), "float32", 0)}),
+    "integers": (spaces.Box(-9, 9, (2,), np.int32), {"vector": ((2,), "float32", 0)}),
+    "image": (IMAGE, {"image": ((8, 6, 3), "uint8", 0)}),
+    "bytes": (spaces.Box(0, 255, (128,), np.uint8), {"vector": ((128,), "uint8", 0)}),
+    "choice": (spaces.Discrete(5), {"vector": ((), "int64", 5)}),
+    "choice from minus two": (spaces.Discrete(5, start=-2), {"vector": ((), "int64", 5)}),
+    "choices": (spaces.MultiDiscrete([3, 7]), {"vector": ((2,), "int64", 7)}),
+    "choices from one": (spaces.MultiDiscrete([3, 7], start=[1, 1]), {"vector": ((2,), "int64", 7)}),
+    "bits": (spaces.MultiBinary(3), {"vector": ((3,), "int64", 2)}),
+    "nested": (
+        spaces.Dict({"eye": spaces.Dict({"left": IMAGE}), "touch": spaces.Box(0, 1, (2,), np.float32)}),
+        {"eye/left": ((8, 6, 3), "uint8", 0), "touch": ((2,), "float32", 0)},
+    ),
+    "tuple": (spaces.Tuple((spaces.Discrete(2), IMAGE)), {"0": ((), "int64", 2), "1": ((8, 6, 3), "uint8", 0)}),
+    "empty part": (
+        spaces.Dict({"no": spaces.Box(0, 1, (0,), np.float32), "yes": spaces.Discrete(2)}),
+        {"yes": ((), "int64", 2)},
+    ),
+    "text part": (spaces.Dict({"say": spaces.Text(9), "yes": spaces.Discrete(2)}), {"yes": ((), "int64", 2)}),
+}
+
+ACTIONS = {
+    "choice": (spaces.Discrete(3), [("action", 3, True)]),
+    "choice from five": (spaces.Discrete(3, start=5), [("action", 3, True)]),
+    "choices": (spaces.MultiDiscrete([2, 4]), [("action/0", 2, True), ("action/1", 4, True)]),
+    "table of choices": (
+        spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 0], [0, 1]]),
+        [("action/0", 2, True), ("action/1", 3, True), ("action/2", 4, True), ("action/3", 5, True)],
+    ),
+    "bits": (spaces.MultiBinary(2), [("action/0", 2, True), ("action/1", 2, True)]),
+    "numbers": (spaces.Box(np.array([-2, 0]), np.array([2, 10]), dtype=np.float32), [("action", 2, False)]),
+    "endless": (spaces.Box(-np.inf, np.inf, (2,), np.float32), [("action", 2, False)]),
+    "doubles": (spaces.Box(-1, 3, (2, 2), np.float64), [("action", 4, False)]),
+    "dict": (
+        spaces.Dict(
+            {"move": spaces.Discrete(2), "arm": spaces.Dict({"up": spaces.Box(0, 1, (1,)), "jaw": spaces.Discrete(2)})}
+        ),
+        [("arm/jaw", 2, True), ("arm/up", 1, False), ("move", 2, True)],
+    ),
+    "tuple": (spaces.Tuple((spaces.Discrete(2), spaces.Box(-1, 1, (3,)))), [("0", 2, True), ("1", 3, False)]),
+}
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_an_observation_becomes_named_arrays_of_the_promised_shape(name):
+    space, expected = OBSERVATIONS[name]
+    space.seed(0)
+    read = ObservationReader(space)
+    assert read.specs == {key: ObservationSpec(*spec) for key, spec in expected.items()}
+    for _ in range(10):
+        arrays = read(space.sample())
+        assert arrays.keys() == read.specs.keys()
+        for key, spec in read.specs.items():
+            assert arrays[key].shape == spec.shape and arrays[key].dtype == spec.dtype
+            assert not spec.classes or (arrays[key].min() >= 0 and arrays[key].max() < spec.classes)
+
+
+def test_classes_begin_at_zero_wherever_the_space_begins():
+    assert ObservationReader(spaces.Discrete(5, start=-2))(-2)["vector"] == 0
+    read = ObservationReader(spaces.MultiDiscrete([3, 7], start=[1, 4]))
+    np.testing.assert_array_equal(read(np.array([3, 4]))["vector"], [2, 0])
+
+
+@pytest.mark.parametrize("name", ACTIONS)
+def test_every_flat_vector_becomes_an_action_of_the_space(name):
+    space, expected = ACTIONS[name]
+    parts, write = action_writer(space)
+    assert parts == tuple(ActionPart(*part) for part in expected)
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        flat = random.normal(0, 2, action_width(parts)).astype(np.float32)
+        assert space.contains(write(flat)), (flat, write(flat))
+
+
+def test_one_hots_choose_and_numbers_span_the_box():
+    _, write = action_writer(spaces.MultiDiscrete([2, 3], start=[0, 5]))
+    np.testing.assert_array_equal(write(np.array([0, 1, 0, 0, 1], np.float32)), [1, 7])
+    _, write = action_writer(spaces.Box(np.array([-2, 0]), np.array([2, 10]), dtype=np.float32))
+    np.testing.assert_allclose(write(np.array([-1, 0], np.float32)), [-2, 5])
+    np.testing.assert_allclose(write(np.array([0.5, 7], np.float32)), [1, 10])
+    _, write = action_writer(spaces.Discrete(3, start=5))
+    assert write(np.array([0, 0, 1], np.float32)) == 7
+
+
+@pytest.mark.parametrize("space", [spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"a": spaces.Graph(IMAGE, None)})])
+def test_an_unsupported_observation_space_is_refused_by_name(space):
+    with pytest.raises(ConfigError, match=r"(Sequence|Graph).* is not supported"):
+        ObservationReader(space)
+
+
+@pytest.mark.parametrize("space", [spaces.Text(4), spaces.Box(0, 1, (0,)), spaces.Dict({"say": spaces.Text(3)})])
+def test_a_space_of_which_nothing_remains_is_refused(space):
+    with pytest.raises(ConfigError, match="holds nothing that can be used"):
+        ObservationReader(space)
+
+
+@pytest.mark.parametrize("space", [spaces.Text(4), spaces.Box(0, 9, (2,), np.int32), spaces.Box(0, 1, (0,))])
+def test_an_unsupported_action_space_is_refused_by_name(space):
+    with pytest.raises(ConfigError, match=r"action space 'hand' = (Text|Box).* is not supported"):
+        action_writer(spaces.Dict({"hand": space}))
+
+
+@pytest.mark.parametrize(
+    ("space", "value", "message"),
+    [
+        (spaces.Box(-1, 1, (2,)), [0.0, math.inf], "NaN or infinity"),
+        (spaces.Box(-1, 1, (2,), np.float64), np.zeros(3), r"shape \(3,\), expected \(2,\)"),
+        (spaces.Box(-1, 1, (2,)), "xy", "dtype <U2, expected float32"),
+        (spaces.Box(-1, 1, (2,)), None, "dtype object"),
+        (IMAGE, np.zeros((8, 6, 3), np.float32), "dtype float32, expected uint8"),
+        (spaces.Discrete(3), 3, "outside of its 3 classes"),
+        (spaces.Discrete(3), 1.5, "dtype float64, expected int64"),
+        (spaces.Dict({"a": spaces.Dict({"b": spaces.Discrete(2)})}), {"a": {"c": 1}}, "'a' has the keys"),
+        (spaces.Dict({"a": spaces.Discrete(2)}), 3, "is int, expected a dict"),
+        (spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2))), (1,), "'1' is missing"),
+    ],
+)
+def test_what_does_not_fit_the_space_is_refused(space, value, message):
+    with pytest.raises(BadTransition, match=message):
+        ObservationReader(space)(value)
+
+
+def test_large_but_finite_numbers_are_welcome():
+    assert ObservationReader(spaces.Box(-np.inf, np.inf, (2,)))([3e38, -3e38])["vector"][0] == np.float32(3e38)
+
+
+def test_rewards_and_flags_are_plain_numbers_and_bools():
+    assert [read_reward(reward) for reward in (1, np.float32(2), np.array([3]), True)] == [1.0, 2.0, 3.0, 1.0]
+    assert read_flag("done", np.True_) is True and read_flag("done", False) is False
+    for reward in (None, "1", [1.0], np.zeros(2), math.nan, -math.inf, 1e39):
+        with pytest.raises(BadTransition, match="reward is"):
+            read_reward(reward)
+    with pytest.raises(BadTransition, match="terminated is 1"):
+        read_flag("terminated", 1)

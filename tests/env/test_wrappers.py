@@ -1,0 +1,106 @@
+"""What wrappers change, and what they leave alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from reverie.env.wrappers import Repeat, TimeLimit, grayscale, one_hot, resize
+from reverie.types import ActionPart, ConfigError, ObservationSpec
+
+
+class Film:
+    """Shows one bright pixel that moves right at every step, and the step as a class; it ends after ``length``."""
+
+    def __init__(self, length: int = 7):
+        self.observation = {"image": ObservationSpec((4, 8, 3), "uint8"), "step": ObservationSpec((2,), "int64", 10)}
+        self.action = (ActionPart("action", 2, discrete=True),)
+        self.length = length
+
+    def reset(self, seed: int):
+        self.count = 0
+        return self.show()
+
+    def step(self, action: np.ndarray):
+        self.count += 1
+        return self.show(), float(self.count), self.count == self.length, False
+
+    def show(self):
+        image = np.zeros((4, 8, 3), np.uint8)
+        image[0, self.count] = (255, 100, 50)
+        return {"image": image, "step": np.array([self.count, 0])}
+
+    def render(self):
+        return self.show()["image"]
+
+    def close(self):
+        self.closed = True
+
+
+ACTION = np.array([1, 0], np.float32)
+
+
+def test_repeat_sums_rewards_and_stops_where_the_episode_ends():
+    env = Repeat(Film(), 4, pool=False)
+    env.reset(0)
+    assert env.step(ACTION)[1:] == (1 + 2 + 3 + 4, False, False)
+    obs, reward, terminated, truncated = env.step(ACTION)
+    assert (reward, terminated, truncated) == (5 + 6 + 7, True, False) and obs["step"][0] == 7
+
+
+def test_a_pooled_frame_is_the_brighter_of_the_last_two():
+    env = Repeat(Film(), 4, pool=True)
+    env.reset(0)
+    obs, *_ = env.step(ACTION)
+    assert np.flatnonzero(obs["image"][0, :, 0]).tolist() == [3, 4]
+    assert obs["step"].tolist() == [4, 0]
+
+
+def test_a_time_limit_truncates_and_never_terminates():
+    env = TimeLimit(Film(), 3)
+    for _ in range(2):
+        env.reset(0)
+        assert [env.step(ACTION)[2:] for _ in range(3)] == [(False, False), (False, False), (False, True)]
+    ending = TimeLimit(Film(length=3), 3)
+    ending.reset(0)
+    assert [ending.step(ACTION) for _ in range(3)][-1][2:] == (True, True)
+
+
+def test_resized_images_keep_their_brightness_and_say_their_shape():
+    env = resize(Film(), 2)
+    image = env.reset(0)["image"]
+    assert env.observation["image"] == ObservationSpec((2, 2, 3), "uint8") and image.shape == (2, 2, 3)
+    assert image.dtype == np.uint8
+    assert env.observation["step"].shape == (2,)
+    assert image[0, 0, 0] > image[0, 1, 0] >= image[1, 1, 0] == 0
+
+
+def test_an_image_that_has_the_size_is_left_alone():
+    film = Film()
+    film.observation["image"] = ObservationSpec((4, 4, 3), "uint8")
+    assert resize(film, 4) is film
+
+
+def test_gray_is_the_luma_of_the_colours():
+    env = grayscale(Film())
+    image = env.reset(0)["image"]
+    assert env.observation["image"] == ObservationSpec((4, 8, 1), "uint8") and image.shape == (4, 8, 1)
+    assert image[0, 0, 0] == int(0.299 * 255 + 0.587 * 100 + 0.114 * 50) and image.dtype == np.uint8
+
+
+def test_gray_images_can_be_resized():
+    assert resize(grayscale(Film()), 2).reset(0)["image"].shape == (2, 2, 1)
+
+
+@pytest.mark.parametrize("keys", [True, ["step"]])
+def test_classes_become_flat_one_hots(keys):
+    env = one_hot(Film(), keys)
+    env.reset(0)
+    step = env.step(ACTION)[0]["step"]
+    assert env.observation["step"] == ObservationSpec((20,), "float32") and step.dtype == np.float32
+    assert np.flatnonzero(step).tolist() == [1, 10]
+
+
+def test_one_hot_of_something_without_classes_is_refused():
+    with pytest.raises(ConfigError, match=r"'image'.*integer observations are \['step'\]"):
+        one_hot(Film(), ["image"])
