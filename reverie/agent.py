@@ -17,7 +17,7 @@ from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.behavior.ppo import improve
 from reverie.imagine import imagine
-from reverie.optim import Optimizer, OptimizerOptions
+from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
 from reverie.types import (
     ActionSpec,
     Batch,
@@ -37,15 +37,15 @@ from reverie.world.model import MultimodalWorldModel, WorldOptions
 class AgentOptions(Options):
     """How long and from where the agent dreams, and how its groups of parameters are trained."""
 
-    horizon: int = Field(15, ge=1)
+    horizon: int = Field(default=15, ge=1)
     """Imagined steps of every dream."""
-    starts: int = Field(0, ge=0)
+    starts: int = Field(default=0, ge=0)
     """Dreams begin at this many last steps of each sequence; 0 means at all of them."""
     world_optimizer: OptimizerOptions = OptimizerOptions()
     """Encoders, recurrent model, decoders, reward and continue heads."""
-    actor_optimizer: OptimizerOptions = OptimizerOptions()
+    actor_optimizer: PolicyOptimizerOptions = PolicyOptimizerOptions()
     """The policy."""
-    critic_optimizer: OptimizerOptions = OptimizerOptions()
+    critic_optimizer: PolicyOptimizerOptions = PolicyOptimizerOptions()
     """The critic."""
 
 

@@ -54,11 +54,14 @@ def two_hot_loss(
 # --- Categorical latents and actions -------------------------------------------------------------------------------
 
 
-def mix_uniform(logits: Float[Tensor, "*batch C"], unimix: float) -> Float[Tensor, "*batch C"]:
-    """Log-probabilities of the softmax, mixed with a share ``unimix`` of the uniform distribution."""
-    if unimix == 0.0:
-        return torch.log_softmax(logits, -1)
-    return torch.log((1.0 - unimix) * torch.softmax(logits, -1) + unimix / logits.shape[-1])
+def mixed_probs(logits: Float[Tensor, "*batch C"], unimix: float) -> Float[Tensor, "*batch C"]:
+    """The softmax, mixed with a share ``unimix`` of the uniform distribution."""
+    return (1.0 - unimix) * torch.softmax(logits, -1) + unimix / logits.shape[-1]
+
+
+def mixed_log_probs(logits: Float[Tensor, "*batch C"], unimix: float) -> Float[Tensor, "*batch C"]:
+    """The logarithm of `mixed_probs`, finite also without mixing."""
+    return torch.log(mixed_probs(logits, unimix)) if unimix else torch.log_softmax(logits, -1)
 
 
 def sample_one_hot(probs: Float[Tensor, "*batch C"], uniform: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch C"]:

@@ -6,7 +6,7 @@ Policy and dynamics take turns step by step; the heads that judge the dream are 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,12 +17,13 @@ from reverie.types import Dream, Latent, stack
 from reverie.world.model import MultimodalWorldModel
 
 
+@runtime_checkable
 class Actor(Protocol):
     """What a dream needs of a behavior."""
 
     distribution: ActionDistribution
 
-    def policy(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch P"]: ...
+    def policy(self, inputs: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch P"]: ...
 
 
 @torch.no_grad()

@@ -22,19 +22,36 @@ class OptimizerOptions(Options):
 
     kind: Literal["laprop", "adam"] = "laprop"
     """LaProp normalises the gradient before it averages; Adam averages first."""
-    rate: float = Field(4e-5, ge=0)
+    rate: float = Field(default=4e-5, ge=0)
     """Learning rate after warm-up."""
-    warmup: int = Field(1000, ge=0)
+    warmup: int = Field(default=1000, ge=0)
     """Updates over which the rate rises linearly from zero."""
-    agc: float = Field(0.3, ge=0)
+    agc: float = Field(default=0.3, ge=0)
     """Each tensor's gradient norm is clipped to this share of its weight norm; 0 turns it off."""
-    clip: float = Field(0.0, ge=0)
+    clip: float = Field(default=0.0, ge=0)
     """The group's gradient norm is clipped to this; 0 turns it off."""
-    beta1: float = Field(0.9, ge=0, lt=1)
+    beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the averaged step."""
-    beta2: float = Field(0.999, ge=0, lt=1)
+    beta2: float = Field(default=0.999, ge=0, lt=1)
     """Decay of the averaged square."""
-    eps: float = Field(1e-20, gt=0)
+    eps: float = Field(default=1e-20, gt=0)
+    """Added to the root of the averaged square."""
+
+
+class PolicyOptimizerOptions(OptimizerOptions):
+    """The defaults of actors and critics, which take several smaller steps per dream."""
+
+    kind: Literal["laprop", "adam"] = "adam"
+    """LaProp normalises the gradient before it averages; Adam averages first."""
+    rate: float = Field(default=1e-4, ge=0)
+    """Learning rate after warm-up."""
+    warmup: int = Field(default=0, ge=0)
+    """Updates over which the rate rises linearly from zero."""
+    agc: float = Field(default=0.0, ge=0)
+    """Each tensor's gradient norm is clipped to this share of its weight norm; 0 turns it off."""
+    clip: float = Field(default=1.0, ge=0)
+    """The group's gradient norm is clipped to this; 0 turns it off."""
+    eps: float = Field(default=1e-5, gt=0)
     """Added to the root of the averaged square."""
 
 
@@ -146,8 +163,8 @@ class Optimizer:
         """Raises StoredDataError where the state is of another kind or another number of parameters."""
         if state["kind"] != self.options.kind or state["step"].shape != self.moments[0].shape:
             raise StoredDataError(
-                f"optimizer '{self.name}' is {self.options.kind} over {self.weight.numel()} numbers, the checkpoint's is "
-                f"{state['kind']} over {state['step'].numel()}; resume with the configuration it was trained with"
+                f"optimizer '{self.name}' is {self.options.kind} over {self.weight.numel()} numbers, in the checkpoint "
+                f"it is {state['kind']} over {state['step'].numel()}; resume with the configuration it was trained with"
             )
         for mine, saved in zip(self.moments, (state["step"], state["square"]), strict=True):
             mine.copy_(saved)

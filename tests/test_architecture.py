@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "optim": BASE,
     "nets": BASE,
     "world": BASE | {"nets"},
-    "behavior": BASE | {"nets"},
+    "behavior": BASE | {"nets", "optim"},
     "imagine": BASE | {"nets", "world", "behavior"},
     "agent": BELOW_AGENT,
     "config": BELOW_CONFIG,

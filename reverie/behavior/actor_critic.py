@@ -19,33 +19,33 @@ from reverie.types import ActionSpec, Batch, Metrics, Options, Rollout
 class BehaviorOptions(Options):
     """What actor and critic look like and how they learn from dreams."""
 
-    layers: int = Field(3, ge=1)
+    layers: int = Field(default=3, ge=1)
     """Hidden layers of actor and critic."""
-    unimix: float = Field(0.01, ge=0, lt=1)
+    unimix: float = Field(default=0.01, ge=0, lt=1)
     """Share of the uniform distribution in every discrete action."""
-    horizon: float = Field(333, gt=1)
+    horizon: float = Field(default=333, gt=1)
     """Discount as an effective number of steps: 1 - 1/horizon."""
-    mix: float = Field(0.95, ge=0, le=1)
+    mix: float = Field(default=0.95, ge=0, le=1)
     """Lambda of the return: 0 trusts the critic after one step, 1 only at the end of the dream."""
-    entropy: float = Field(3e-4, ge=0)
+    entropy: float = Field(default=3e-4, ge=0)
     """Weight of the policy's entropy."""
-    epochs: int = Field(1, ge=1)
+    epochs: int = Field(default=2, ge=1)
     """Passes over a dream; 1 with one minibatch is the published actor loss."""
-    minibatches: int = Field(1, ge=1)
+    minibatches: int = Field(default=4, ge=1)
     """Pieces per pass."""
-    clip: float = Field(0.2, gt=0)
+    clip: float = Field(default=0.2, gt=0)
     """PPO clips the probability ratio to 1 -+ clip."""
-    target_kl: float = Field(0.02, gt=0)
+    target_kl: float = Field(default=0.02, gt=0)
     """The actor stops learning from a dream once the mean exact KL of a minibatch exceeds 1.5 times this."""
-    return_rate: float = Field(0.01, gt=0, le=1)
+    return_rate: float = Field(default=0.01, gt=0, le=1)
     """Rate at which the 5 % and 95 % percentiles of returns are averaged."""
-    slow_rate: float = Field(0.02, gt=0, le=1)
+    slow_rate: float = Field(default=0.02, gt=0, le=1)
     """Rate at which the slow critic follows the critic."""
-    slow_scale: float = Field(1.0, ge=0)
+    slow_scale: float = Field(default=1.0, ge=0)
     """Weight of the pull towards the slow critic's prediction."""
-    value_scale: float = Field(1.0, ge=0)
+    value_scale: float = Field(default=1.0, ge=0)
     """Weight of the critic's loss on dreams."""
-    replay_value_scale: float = Field(0.3, ge=0)
+    replay_value_scale: float = Field(default=0.3, ge=0)
     """Weight of the critic's loss on replayed steps; its gradient reaches the world model."""
 
 
@@ -165,5 +165,5 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def follow(self) -> None:
         """Moves the slow critic towards the critic; once per learning step."""
-        slow, fast = list(self.slow_critic.parameters()), list(self.critic.parameters())
-        torch._foreach_lerp_(slow, [parameter.detach() for parameter in fast], self.options.slow_rate)
+        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
+            slow.lerp_(fast, self.options.slow_rate)

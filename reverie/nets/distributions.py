@@ -8,16 +8,17 @@ inverse of the cumulative distribution.
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.functional import categorical_kl, mix_uniform, sample_one_hot
+from reverie.functional import categorical_kl, mixed_log_probs, mixed_probs, sample_one_hot
 from reverie.types import ActionSpec
 
 
+@runtime_checkable
 class Distribution(Protocol):
     """One part of an action. ``parameters``, ``noise`` and ``size`` are widths of the three vectors."""
 
@@ -44,17 +45,17 @@ class OneHot:
         self.unimix = unimix
 
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
-        return sample_one_hot(mix_uniform(params, self.unimix).exp(), uniform.squeeze(-1))
+        return sample_one_hot(mixed_probs(params, self.unimix), uniform.squeeze(-1))
 
     def logprob(self, params: Tensor, action: Tensor) -> Tensor:
-        return (mix_uniform(params, self.unimix) * action).sum(-1)
+        return (mixed_log_probs(params, self.unimix) * action).sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
-        log_p = mix_uniform(params, self.unimix)
+        log_p = mixed_log_probs(params, self.unimix)
         return -(log_p.exp() * log_p).sum(-1)
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
-        return categorical_kl(mix_uniform(old, self.unimix), mix_uniform(new, self.unimix))
+        return categorical_kl(mixed_log_probs(old, self.unimix), mixed_log_probs(new, self.unimix))
 
 
 class BoundedNormal:

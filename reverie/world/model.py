@@ -16,7 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reverie.functional import balanced_kl, mix_uniform, one_hot, two_hot_bins, two_hot_loss, two_hot_mean
+from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bins, two_hot_loss, two_hot_mean
 from reverie.nets.layers import MLP
 from reverie.types import ActionSpec, Batch, Latent, Losses, ObservationSpec, Options, action_width
 from reverie.world.modality import modalities
@@ -29,43 +29,43 @@ class WorldOptions(Options):
 
     size: Literal["tiny", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "tiny"
     """One dial for all widths; the keys below that are not null replace single numbers of it."""
-    deter: int | None = Field(None, ge=8)
+    deter: int | None = Field(default=None, ge=8)
     """Width of the deterministic state."""
-    hidden: int | None = Field(None, ge=1)
+    hidden: int | None = Field(default=None, ge=1)
     """Width of the layers inside the recurrent model."""
-    stoch: int | None = Field(None, ge=1)
+    stoch: int | None = Field(default=None, ge=1)
     """Number of stochastic groups."""
-    classes: int | None = Field(None, ge=2, le=255)
+    classes: int | None = Field(default=None, ge=2, le=255)
     """Classes of each stochastic group."""
-    units: int | None = Field(None, ge=1)
+    units: int | None = Field(default=None, ge=1)
     """Width of encoders, decoders and heads."""
-    depth: int | None = Field(None, ge=1)
+    depth: int | None = Field(default=None, ge=1)
     """Channels of the image layers, in units of 2, 3, 4 and 4."""
-    embed_dim: int | None = Field(None, ge=1)
+    embed_dim: int | None = Field(default=None, ge=1)
     """Width of a vector's tokens."""
-    layers: int | None = Field(None, ge=1)
+    layers: int | None = Field(default=None, ge=1)
     """Layers of vector encoders and decoders."""
-    blocks: int | None = Field(None, ge=1)
+    blocks: int | None = Field(default=None, ge=1)
     """Diagonal blocks of the recurrent core; must divide `deter`."""
-    bins: int | None = Field(None, ge=3)
+    bins: int | None = Field(default=None, ge=3)
     """Bins of two-hot heads (odd)."""
-    unimix: float = Field(0.01, ge=0, lt=1)
+    unimix: float = Field(default=0.01, ge=0, lt=1)
     """Share of the uniform distribution in every latent."""
-    horizon: float = Field(333, gt=1)
+    horizon: float = Field(default=333, gt=1)
     """The continue head learns to predict (1 - terminal) * (1 - 1/horizon)."""
-    free_nats: float = Field(1.0, ge=0)
+    free_nats: float = Field(default=1.0, ge=0)
     """KL below this is not trained."""
-    kl_scale: float = Field(1.0, ge=0)
+    kl_scale: float = Field(default=1.0, ge=0)
     """Multiplies both KL losses."""
-    dynamics_scale: float = Field(1.0, ge=0)
+    dynamics_scale: float = Field(default=1.0, ge=0)
     """Weight of the KL that trains the prior."""
-    representation_scale: float = Field(0.1, ge=0)
+    representation_scale: float = Field(default=0.1, ge=0)
     """Weight of the KL that trains the posterior."""
-    reconstruction_scale: float = Field(1.0, ge=0)
+    reconstruction_scale: float = Field(default=1.0, ge=0)
     """Weight of every observation's prediction."""
-    reward_scale: float = Field(1.0, ge=0)
+    reward_scale: float = Field(default=1.0, ge=0)
     """Weight of the reward prediction."""
-    continue_scale: float = Field(1.0, ge=0)
+    continue_scale: float = Field(default=1.0, ge=0)
     """Weight of the continue prediction."""
 
     @property
@@ -78,6 +78,8 @@ class WorldOptions(Options):
 
 class MultimodalWorldModel(nn.Module):
     """Latents from observations, and predictions from latents."""
+
+    bins: Tensor
 
     def __init__(self, options: WorldOptions, observation: Mapping[str, ObservationSpec], action: ActionSpec):
         super().__init__()
@@ -138,8 +140,8 @@ class MultimodalWorldModel(nn.Module):
     def loss(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> tuple[Latent, Losses]:
         """Explains a batch: the posterior with its gradient, and one loss [B, T] per name in `scales`."""
         latent = self.observe(batch, uniform)
-        mixed = mix_uniform(latent.logits, self.options.unimix)
-        prior = mix_uniform(self.rssm.predict(latent.deter), self.options.unimix)
+        mixed = mixed_log_probs(latent.logits, self.options.unimix)
+        prior = mixed_log_probs(self.rssm.predict(latent.deter), self.options.unimix)
         dynamics, representation = balanced_kl(mixed, prior, self.options.free_nats)
         features = latent.features
         alive = (~batch.terminal).float() * self.discount

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reverie.functional import mix_uniform, straight_through
+from reverie.functional import mixed_probs, straight_through
 from reverie.nets.layers import MLP, BlockLinear, Linear, RMSNorm, block_product
 from reverie.types import Latent
 from reverie.world.sizes import Sizes
@@ -85,7 +85,7 @@ class RSSM(nn.Module):
         self, logits: Float[Tensor, "*batch S C"], uniform: Float[Tensor, "*batch S"]
     ) -> Float[Tensor, "*batch S C"]:
         """Straight-through one-hots of the mixed distribution."""
-        return straight_through(mix_uniform(logits, self.unimix).exp(), uniform)
+        return straight_through(mixed_probs(logits, self.unimix), uniform)
 
     # --- the two loops ---
 
@@ -109,7 +109,9 @@ class RSSM(nn.Module):
             deter = self.core(deter * keep[:, t], stoch * keep[:, t, None], drives[:, t], weights)
             logit = self.groups(self.posterior_output(offsets[:, t] + F.linear(deter, from_deter)))
             stoch = self.sample(logit, uniform[:, t])
-            deters.append(deter), stochs.append(stoch), logits.append(logit)
+            deters.append(deter)
+            stochs.append(stoch)
+            logits.append(logit)
         return Latent(torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(logits, 1))
 
     def predict(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch S C"]:

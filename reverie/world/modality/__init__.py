@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -19,8 +19,9 @@ from reverie.world.modality.vector import VectorDecoder, VectorEncoder
 from reverie.world.sizes import Sizes
 
 
+@runtime_checkable
 class Encoder(Protocol):
-    """Reads its keys from ``obs`` (each [B, T, *shape], of the dtype the environment drew) into tokens [B, T, width]."""
+    """Reads its keys from ``obs`` (each [B, T, *shape], as the environment drew them) into tokens [B, T, width]."""
 
     width: int
 
@@ -29,6 +30,7 @@ class Encoder(Protocol):
     def __call__(self, obs: Mapping[str, Tensor]) -> Tensor: ...
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """Predicts its keys from a latent."""
 
