@@ -1,0 +1,157 @@
+"""Chunks: runs of consecutive rows of one stream, each kept in two memory-mapped files.
+
+``*.rows`` holds what was observed and never changes once written; ``*.latents`` holds what the agent remembered, which
+training rewrites. A file is its columns one after the other, each a plain array [rows, ...].
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+Columns = dict[str, tuple[tuple[int, ...], str]]
+"""Name -> shape of one row and numpy dtype name."""
+
+ALIGNMENT = 64
+
+
+def row_bytes(columns: Columns) -> int:
+    """Bytes that one row takes."""
+    return sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in columns.values())
+
+
+def _offsets(columns: Columns, rows: int) -> list[int]:
+    """Where each column begins, and the size of the file."""
+    offsets = [0]
+    for column in columns.values():
+        size = rows * row_bytes({"": column})
+        offsets.append(offsets[-1] + -(-size // ALIGNMENT) * ALIGNMENT)
+    return offsets
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Creates a file of zeros. Reserved space makes a full disk an `OSError` here, not a crash when written to."""
+    path.unlink(missing_ok=True)
+    with open(path, "xb") as file:
+        if size and hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
+def _map(path: Path, columns: Columns, rows: int) -> dict[str, np.ndarray]:
+    """The columns of a file as writable arrays [rows, ...]. Unlike `numpy.memmap` this keeps no file open."""
+    offsets = _offsets(columns, rows)
+    raw = torch.from_file(str(path), shared=True, size=offsets[-1], dtype=torch.uint8).numpy()
+    return {
+        name: raw[offset : offset + rows * row_bytes({"": (shape, dtype)})].view(dtype).reshape(rows, *shape)
+        for (name, (shape, dtype)), offset in zip(columns.items(), offsets[:-1], strict=True)
+    }
+
+
+class Chunk:
+    """Rows ``start .. start + rows - 1`` of a stream. The row at ``index`` has the id ``number * size + index``.
+
+    Chunks are numbered in the order in which they were opened; ``born`` is how many steps the buffer had seen by then.
+    """
+
+    def __init__(self, directory: Path, number: int, size: int, stream: int, start: int, born: int) -> None:
+        self.directory, self.number, self.size = directory, number, size
+        self.stream, self.start, self.born = stream, start, born
+        self.rows = 0
+        self.windows = 0
+        """How many rows, counted from the front, begin a complete window."""
+        self.next: Chunk | None = None
+        self.dirty = True
+        self.guarded = np.zeros(size, bool)
+        """Rows whose latent belongs to the last checkpoint and must be journaled before it is overwritten."""
+        self._digest: str | None = None
+
+    @property
+    def paths(self) -> tuple[Path, Path]:
+        """The files of observations and of latents."""
+        stem = f"{self.number:08d}"
+        return self.directory / f"{stem}.rows", self.directory / f"{stem}.latents"
+
+    @property
+    def end(self) -> int:
+        """The stream position after the last row."""
+        return self.start + self.rows
+
+    @property
+    def full(self) -> bool:
+        return self.rows == self.size
+
+    def create(self, columns: Columns, latents: Columns) -> None:
+        """Makes empty files. Raises `OSError` when the disk is full."""
+        for path, layout in zip(self.paths, (columns, latents), strict=True):
+            _allocate(path, _offsets(layout, self.size)[-1])
+        self.open(columns, latents)
+
+    def intact(self, columns: Columns, latents: Columns, rows: int, digest: str) -> bool:
+        """Opens existing files and tells whether their first ``rows`` rows are the ones that ``digest`` names."""
+        sizes = [_offsets(layout, self.size)[-1] for layout in (columns, latents)]
+        if [path.stat().st_size if path.is_file() else None for path in self.paths] != sizes:
+            return False
+        self.open(columns, latents)
+        self.rows = rows
+        return self.digest() == digest
+
+    def open(self, columns: Columns, latents: Columns) -> None:
+        self.columns = _map(self.paths[0], columns, self.size)
+        self.latents = _map(self.paths[1], latents, self.size) if latents else {}
+        self._arrays = [*self.columns.values(), *self.latents.values()]
+
+    def append(self, values: Sequence) -> None:
+        """Writes one row: a value per column, then one per latent."""
+        for array, value in zip(self._arrays, values, strict=True):
+            array[self.rows] = value
+        self.rows += 1
+        self.dirty = True
+
+    def rewrite(self, indices: np.ndarray, values: dict[str, np.ndarray]) -> None:
+        """Replaces the latents [n, ...] of the rows at ``indices`` [n]."""
+        for name, array in self.latents.items():
+            array[indices] = values[name]
+        self.dirty = True
+
+    def clear_tail(self) -> None:
+        """Zeroes whatever was written behind the last row."""
+        for array in self._arrays:
+            array[self.rows :] = 0
+
+    def digest(self) -> str:
+        """SHA-256 of the observation columns of all rows."""
+        if self._digest is None:
+            sha = hashlib.sha256()
+            for array in self.columns.values():
+                sha.update(array[: self.rows].data)
+            if not self.full:
+                return sha.hexdigest()
+            self._digest = sha.hexdigest()
+        return self._digest
+
+    def sync(self) -> None:
+        """Waits until the disk has everything that was written."""
+        if self.dirty:
+            for path in self.paths:
+                descriptor = os.open(path, os.O_RDONLY)
+                os.fsync(descriptor)
+                os.close(descriptor)
+        self.dirty = False
+
+    def delete(self) -> None:
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+
+    def quarantine(self) -> None:
+        """Renames the files to ``*.bad``, out of the way of the run but there to be looked at."""
+        for path in self.paths:
+            if path.exists():
+                path.rename(path.with_name(path.name + ".bad"))
