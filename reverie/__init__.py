@@ -1,0 +1,22 @@
+"""Reverie: agents that learn in dreams. DreamerV3 world models and PPO inside their imagination, in PyTorch."""
+
+from reverie.agent import Agent
+from reverie.config import Config
+from reverie.env import ENVIRONMENTS
+from reverie.replay import SequenceReplayBuffer
+from reverie.run.train import DreamerV3Trainer
+from reverie.world.modality import DECODERS, ENCODERS, MODALITY_CONFIGS, ModalityConfig
+from reverie.world.model import MultimodalWorldModel
+
+__all__ = [
+    "DECODERS",
+    "ENCODERS",
+    "ENVIRONMENTS",
+    "MODALITY_CONFIGS",
+    "Agent",
+    "Config",
+    "DreamerV3Trainer",
+    "ModalityConfig",
+    "MultimodalWorldModel",
+    "SequenceReplayBuffer",
+]

@@ -1,0 +1,159 @@
+"""The command line: ``reverie train | evaluate | play | config | inspect``.
+
+Every mistake that a user can mend is one line on standard error and a documented exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from reverie import config as configuration
+from reverie.types import ConfigError, ReverieError
+
+EXIT_CODES = """exit codes:
+  0 done                        6 disk, memory or permission
+  2 command line or config      7 run folder in use
+  3 checkpoint or replay        8 device or backend missing
+  4 environment keeps failing   70 internal error (see crash.txt)
+  5 numbers diverged            130, 143 stopped by a signal, after a checkpoint"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    main = _Parser(prog="reverie", description="Train agents in dreams.", epilog=EXIT_CODES,
+                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    commands = main.add_subparsers(dest="command", required=True)
+
+    train = commands.add_parser("train", help="train an agent (what run_dreamer.py does)")
+    _add_config_flags(train)
+    train.add_argument("--checkpoint", type=Path, help="go on from this checkpoint")
+    train.set_defaults(run=_train)
+
+    evaluate = commands.add_parser("evaluate", help="play whole episodes and print the mean return")
+    play = commands.add_parser("play", help="film episodes, and the world model's dream of one")
+    for command, run, episodes in ((evaluate, _evaluate, 100), (play, _play, 1)):
+        command.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pt"))
+        command.add_argument("--episodes", type=_positive, default=episodes)
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--device", default="auto")
+        command.set_defaults(run=run)
+    play.add_argument("--output", type=Path, default=Path("media"), help="folder for the videos")
+
+    show = commands.add_parser("config", help="print the configuration that a command would run with")
+    _add_config_flags(show)
+    show.set_defaults(run=_config)
+
+    inspect = commands.add_parser("inspect", help="say what is in a checkpoint")
+    inspect.add_argument("--checkpoint", type=Path, default=Path("checkpoints/latest.pt"))
+    inspect.set_defaults(run=_inspect)
+    return main
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit code."""
+    try:
+        options = parser().parse_args(arguments)
+        return options.run(options)
+    except ReverieError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        Path("crash.txt").write_text(traceback.format_exc())
+        print(f"error: internal: {type(error).__name__}: {error}; please report crash.txt", file=sys.stderr)
+        return 70
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line."""
+
+    def error(self, message: str) -> Any:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} should be at least 1")
+    return number
+
+
+def _add_config_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", type=Path, help="a JSON file (default: configs/default.json, if present)")
+    command.add_argument("--env", help="environment: a Gymnasium id, suite/task, or module:callable")
+    command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
+    command.add_argument("--steps", type=int, help="environment steps")
+    command.add_argument("--seed", type=int)
+    command.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    command.add_argument("overrides", nargs="*", metavar="section.key=value")
+
+
+def _values(options: argparse.Namespace) -> dict[str, Any]:
+    """The flags as configuration keys."""
+    flags = {
+        "env.name": options.env,
+        "run.device": options.device,
+        "run.steps": options.steps,
+        "run.seed": options.seed,
+        "logger.level": options.log_level,
+    }
+    return {key: value for key, value in flags.items() if value is not None}
+
+
+def _load_config(options: argparse.Namespace) -> configuration.Config:
+    default = Path("configs/default.json")
+    path = options.config or (default if default.is_file() else None)
+    return configuration.load(path, options.overrides, _values(options))
+
+
+def _train(options: argparse.Namespace) -> int:
+    from reverie.run.logger import console
+    from reverie.run.train import DreamerV3Trainer
+
+    console(options.log_level or "INFO")
+    if options.checkpoint is None:
+        config = _load_config(options)
+        console(config.logger.level)
+        return DreamerV3Trainer(config).train()
+    if options.config is not None:
+        raise ConfigError("--config and --checkpoint: a checkpoint brings its own configuration; change single keys "
+                          "with section.key=value")  # fmt: skip
+    return DreamerV3Trainer.resume(options.checkpoint, options.overrides, _values(options)).train()
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from reverie.run.evaluate import evaluate, restore_agent
+
+    agent, config = restore_agent(options.checkpoint, options.device)
+    print(evaluate(agent, config.env, options.episodes, options.seed))
+    return 0
+
+
+def _play(options: argparse.Namespace) -> int:
+    from reverie.run.evaluate import restore_agent
+    from reverie.run.play import play
+
+    agent, config = restore_agent(options.checkpoint, options.device)
+    for line in play(agent, config.env, options.episodes, options.seed, options.output):
+        print(line, flush=True)
+    return 0
+
+
+def _config(options: argparse.Namespace) -> int:
+    print(configuration.dump(_load_config(options)), end="")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from reverie.run.inspect import describe
+
+    logging.getLogger("reverie").setLevel("WARNING")
+    print("\n".join(describe(options.checkpoint)))
+    return 0

@@ -1,0 +1,300 @@
+"""One immutable Config for a whole run, read strictly: defaults, then a JSON file, then ``section.key=value``.
+
+Every component states its own Options; this file only composes them and checks what concerns more than one.
+Any mistake is a ConfigError of one line: the key, its value, what is allowed, and the nearest key that exists.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+from pydantic import Field, ValidationError, model_validator
+
+from reverie.agent import AgentOptions
+from reverie.behavior.actor_critic import BehaviorOptions
+from reverie.env import EnvOptions
+from reverie.replay import ReplayOptions
+from reverie.types import ConfigError, Options
+from reverie.world.model import WorldOptions
+
+LARGEST_FILE = 1_000_000
+
+FLAT = {
+    "obs_dim": "env.obs_dim",
+    "action_dim": "env.action_dim",
+    "embed_dim": "world.embed_dim",
+    "batch_size": "replay.batch_size",
+    "seq_len": "replay.length",
+    "buffer_size": "replay.capacity",
+    "world_lr": "agent.world_optimizer.rate",
+    "actor_lr": "agent.actor_optimizer.rate",
+    "kl_scale": "world.kl_scale",
+    "free_nats": "world.free_nats",
+    "clip_ratio": "behavior.clip",
+    "entropy_coef": "behavior.entropy",
+    "value_coef": "behavior.value_scale",
+    "use_wandb": "logger.wandb",
+    "device": "run.device",
+    "checkpoint_dir": "run.checkpoint_dir",
+    "log_interval": "run.log_every",
+    "checkpoint_interval": "run.checkpoint_every",
+}
+"""Short names that a file may use at its top level, and the keys that they stand for."""
+
+
+class RunOptions(Options):
+    """How long to train, on what, and how often to look and to save."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    """The run's folder inside `directory`; made from environment, date and seed when left out."""
+    directory: str = Field(default="runs", min_length=1)
+    """Where the folders of all runs are kept."""
+    steps: int = Field(default=100_000, ge=1)
+    """Environment steps to train for, over all environments together."""
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides every random number of the run."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<number>`."""
+    threads: int = Field(default=0, ge=0, le=1024)
+    """CPU threads of torch; 0 leaves the choice to torch."""
+    ratio: float = Field(default=0.25, gt=0, le=64)
+    """Updates of the agent per environment step."""
+    evaluate_every: int = Field(default=10_000, ge=0)
+    """Environment steps between evaluations; 0 for none."""
+    evaluate_episodes: int = Field(default=10, ge=1, le=10_000)
+    """Episodes per evaluation."""
+    checkpoint_every: int = Field(default=5_000, ge=1)
+    """Environment steps between checkpoints."""
+    checkpoint_dir: str = Field(default="checkpoints", min_length=1)
+    """A folder where `latest.pt` and `best_model.pt` always lead to the newest run's."""
+    log_every: int = Field(default=1_000, ge=1)
+    """Environment steps between two rows of metrics."""
+    video: bool = True
+    """Whether each evaluation writes a video of what the world model predicts."""
+    target_return: float | None = None
+    """Stop early when an evaluation reaches this mean return."""
+
+
+class LoggerOptions(Options):
+    """Where metrics are shown, beside the run's own files."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """How much the console says; DEBUG shows every metric."""
+    tensorboard: bool = True
+    """Write event files for TensorBoard, if it is installed."""
+    wandb: bool = False
+    """Send metrics to Weights & Biases; they stay on disk when it cannot be reached."""
+    wandb_project: str = Field(default="reverie", min_length=1, max_length=100)
+    """The project that the runs appear in."""
+
+
+class Config(Options):
+    """All choices of one run."""
+
+    run: RunOptions = RunOptions()
+    env: EnvOptions = EnvOptions()
+    replay: ReplayOptions = ReplayOptions()
+    world: WorldOptions = WorldOptions()
+    behavior: BehaviorOptions = BehaviorOptions()
+    agent: AgentOptions = AgentOptions()
+    logger: LoggerOptions = LoggerOptions()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Config:
+        replay, starts = self.replay, self.agent.starts
+        rows = (replay.batch_size + self.env.envs) * replay.length
+        if replay.capacity < rows:
+            raise ConfigError(
+                f"replay.capacity = {replay.capacity}: one batch needs {rows} steps; raise it, "
+                "or lower replay.batch_size, replay.length or env.envs"
+            )
+        if starts > replay.length:
+            raise ConfigError(f"agent.starts = {starts}: should be at most replay.length = {replay.length}")
+        dreams = replay.batch_size * (starts or replay.length)
+        if self.behavior.minibatches > dreams:
+            raise ConfigError(f"behavior.minibatches = {self.behavior.minibatches}: an update has {dreams} dreams")
+        if self.run.target_return is not None and not self.run.evaluate_every:
+            raise ConfigError("run.target_return needs evaluations; set run.evaluate_every above 0")
+        return self
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
+    """Defaults, then the file, then ``section.key=value`` overrides, then values by key; the later wins.
+
+    Short names are understood everywhere. Raises ConfigError.
+    """
+    return override(read(path) if path is not None else {}, overrides, values)
+
+
+def override(tree: Mapping[str, Any], overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> Config:
+    """The Config of nested plain values, changed by ``section.key=value`` and by values by key. Raises ConfigError."""
+    tree = copy.deepcopy(dict(tree))
+    for key, value in [*map(_parse_override, overrides), *(values or {}).items()]:
+        _put(tree, key, value)
+    return build(tree)
+
+
+def build(tree: Mapping[str, Any]) -> Config:
+    """The Config that nested plain values describe. Raises ConfigError."""
+    try:
+        return Config.model_validate_json(json.dumps(tree), strict=True)
+    except ValidationError as error:
+        _explain(error, tree)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The values in a JSON file, with short names replaced by the keys they stand for. Raises ConfigError."""
+    try:
+        if not path.is_file():
+            raise ConfigError(f"{path}: no such file; name an existing JSON file")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ConfigError(f"{path}: larger than {LARGEST_FILE} bytes; a configuration is smaller")
+        tree = _parse(content.decode())
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{_show(tree)} is not an object; write {{...}}")
+        return _nested(tree)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def dump(config: Config) -> str:
+    """Every option of the configuration as JSON text."""
+    return config.model_dump_json(indent=4) + "\n"
+
+
+def reference() -> str:
+    """Every option at its default, as JSON text: the content of `configs/reference.json`."""
+    return dump(Config())
+
+
+TWICE = object()
+
+
+def _parse(text: str) -> Any:
+    """JSON without what Python's reader lets pass: keys written twice, NaN, infinity, bottomless nesting."""
+    try:
+        value = json.loads(text, parse_int=_number, parse_float=_number, object_pairs_hook=_object)
+        _refuse_unsound(value, "")
+    except RecursionError:
+        raise ConfigError("nested too deeply; a configuration has three levels") from None
+    return value
+
+
+def _number(text: str) -> float:
+    """``1e6`` is as good an integer as 1000000; beyond what a float can count, nothing is."""
+    value = float(text)
+    return int(value) if "." not in text and abs(value) < 2**53 and value.is_integer() else value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        keys = [key for key, _ in pairs]
+        tree |= {key: TWICE for key in keys if keys.count(key) > 1}
+    return tree
+
+
+def _refuse_unsound(value: Any, path: str) -> None:
+    if value is TWICE:
+        raise ConfigError(f"{path}: written twice; keep one")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{path} = {value}: should be a finite number")
+    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise ConfigError(f"{path} = {_show(value)}: should be whole characters")
+    for key, item in _children(value).items():
+        _refuse_unsound(key, path)
+        _refuse_unsound(item, _join(path, key))
+
+
+def _nested(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values under their full keys."""
+    nested = {key: value for key, value in tree.items() if key not in FLAT}
+    for short in filter(tree.__contains__, FLAT):
+        key, value = FLAT[short], tree[short]
+        present = _find(nested, key)
+        if present is not None and present != value:
+            raise ConfigError(f"{short} = {_show(value)} but {key} = {_show(present)}: the same option; keep one")
+        _put(nested, short, value)
+    return nested
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not (key and equals):
+        raise ConfigError(f"{_show(text)}: unknown argument; an option is written section.key=value")
+    try:
+        return key, _parse(value)
+    except json.JSONDecodeError:
+        return key, value
+    except ConfigError as error:
+        raise ConfigError(f"{_join('', key)}: {error}") from None
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *sections, name = FLAT.get(key, key).split(".")
+    for section in sections:
+        tree = tree.setdefault(section, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{_join('', key)} = {_show(value)}: {section} = {_show(tree)} should be a section")
+    tree[name] = value
+
+
+def _find(tree: Any, key: str) -> Any:
+    for part in key.split("."):
+        tree = _children(tree).get(part)
+    return tree
+
+
+def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
+    """Turns the first thing that is wrong into one line."""
+    first = error.errors()[0]
+    path, value = "", tree
+    for part in first["loc"]:
+        if part in _children(value):  # other parts name the branch of a union
+            path, value = _join(path, part), _children(value)[part]
+    message = first["msg"]
+    if first["type"] == "extra_forbidden":
+        names = {alias: key for key in _keys(Config) for alias in (key, key.rpartition(".")[2])}
+        names |= {short: short for short in FLAT}
+        message = f"unknown key; did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"
+    for opening in ("Input ", "String ", "Value error, "):
+        message = message.removeprefix(opening)
+    raise ConfigError(f"{path or 'configuration'} = {_show(value)}: {message}") from None
+
+
+def _keys(options: type[Options], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all sections and options."""
+    for name, field in options.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
+
+
+def _children(value: Any) -> dict[Any, Any]:
+    """What a value holds, by key or index."""
+    return value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
+
+
+def _join(path: str, key: str | int) -> str:
+    name = str(key) if str(key).isprintable() else json.dumps(key)
+    return f"{path}.{name}" if path else name
+
+
+def _show(value: Any) -> str:
+    """A value as JSON on one line, shortened."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -1,0 +1,112 @@
+"""Evaluation: whole episodes with the current agent, in environments and with random numbers of their own.
+
+It leaves no trace in training: a run that evaluates more often learns the same, bit for bit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reverie import config as configuration
+from reverie.agent import Agent
+from reverie.config import Config
+from reverie.env import EnvOptions, make, make_vector
+from reverie.imagine import open_loop
+from reverie.run import checkpoint
+from reverie.run.collect import Episode, Scores
+from reverie.run.device import choose_device
+
+MOST_ENVS = 50
+"""Environments that are played side by side at most."""
+
+
+@dataclass
+class Recording:
+    """The beginning of one episode: what was seen, and the action that led there."""
+
+    obs: list[dict[str, np.ndarray]] = field(default_factory=list)
+    previous_action: list[np.ndarray] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Finished episodes, and a recording of the first steps of one of them."""
+
+    episodes: list[Episode]
+    recording: Recording
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(np.mean([episode.total for episode in self.episodes]))
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of returns over episodes."""
+        return float(np.std([episode.total for episode in self.episodes]))
+
+    def __str__(self) -> str:
+        return f"mean return {self.mean:.1f} ± {self.deviation:.1f} over {len(self.episodes)} episodes"
+
+
+def evaluate(agent: Agent, options: EnvOptions, episodes: int, seed: int, record: int = 0) -> Evaluation:
+    """Plays ``episodes`` whole episodes; every environment plays its share, so that short ones are not favoured.
+
+    ``record`` is how many steps of the first environment's first episode to keep.
+    """
+    envs = make_vector(options.model_copy(update={"mode": "inline"}), seed, envs=min(episodes, MOST_ENVS))
+    generator = torch.Generator(agent.device).manual_seed(seed)
+    share = np.full(envs.size, episodes // envs.size) + (np.arange(envs.size) < episodes % envs.size)
+    carry, scores, finished = agent.initial(envs.size), Scores(envs.size), []
+    action, recording, recorded = carry.action.cpu().numpy(), Recording(), record == 0
+    try:
+        while share.any():
+            step = envs.step(action)
+            if not recorded:
+                recording.obs.append({key: value[0].copy() for key, value in step.obs.items()})
+                recording.previous_action.append(action[0])
+                recorded = bool(step.last[0]) or len(recording) == record
+            for index, episode in scores.add(step.reward, step.first, step.last):
+                if share[index]:
+                    share[index] -= 1
+                    finished.append(episode)
+            action, carry = agent.act(step, carry, generator)
+    finally:
+        envs.close()
+    return Evaluation(finished, recording)
+
+
+def dream_along(agent: Agent, recording: Recording, context: int = 5) -> tuple[dict[str, np.ndarray], ...]:
+    """The recorded observations [T, ...] by key, and what the world model expected after ``context`` of them."""
+    steps, device = len(recording), agent.device
+    truth = {key: np.stack([obs[key] for obs in recording.obs]) for key in recording.obs[0]}
+    action = torch.as_tensor(np.stack(recording.previous_action), device=device)[None]
+    dream = open_loop(
+        agent.world,
+        {key: torch.as_tensor(value, device=device)[None] for key, value in truth.items()},
+        action,
+        torch.arange(steps, device=device)[None] == 0,
+        min(context, steps),
+        torch.Generator(device).manual_seed(0),
+    )
+    return truth, {key: value[0].cpu().numpy() for key, value in dream.items()}
+
+
+def restore_agent(path: Path, device: str) -> tuple[Agent, Config]:
+    """The agent in a checkpoint, ready to play, and its configuration. Raises StoredDataError, DeviceError."""
+    chosen = choose_device(device)
+    state = checkpoint.load(path)
+    config = configuration.build(state["config"])
+    env = make(config.env)
+    spaces = env.observation, env.action
+    env.close()
+    agent = Agent(config.agent, config.world, config.behavior, spaces, chosen)
+    agent.load_model(state["model_state"])
+    return agent, config

@@ -1,0 +1,37 @@
+"""What is in a checkpoint, in words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor
+
+from reverie.run import checkpoint
+
+
+def describe(path: Path) -> Iterator[str]:
+    """Lines about the checkpoint at ``path``. Raises StoredDataError where it cannot be read."""
+    state = checkpoint.load(path)
+    config = state["config"]
+    yield f"{path}: {config['env']['name']}, seed {config['run']['seed']}"
+    steps, episodes, updates = state["global_step"], state["episodes_collected"], state["updates"]
+    yield f"  {steps} environment steps, {episodes} episodes, {updates} updates"
+    best = state["best_return"]
+    yield f"  best evaluation return: {'none yet' if best is None else round(best, 1)}"
+    for row in state["metrics_history"][-5:]:
+        yield f"    step {row['step']}: {row['evaluation/return']:.1f} ± {row['evaluation/deviation']:.1f}"
+    yield f"  parameters ({config['world']['size']}):"
+    yield from (f"    {name:<24}{count:>12,}" for name, count in count_parameters(state["model_state"]).items())
+    yield f"  keys: {' '.join(sorted(state))}"
+
+
+def count_parameters(model_state: dict[str, Tensor]) -> dict[str, int]:
+    """Numbers per part of the model; the slow critic, being a copy, is left out."""
+    counts: Counter[str] = Counter()
+    for name, value in model_state.items():
+        owner, part = name.split(".")[:2]
+        if owner == "world" or part in ("actor", "critic"):
+            counts[f"{owner}.{part}"] += value.numel()
+    return {**counts, "total": sum(counts.values())}

@@ -1,0 +1,294 @@
+"""Where metrics go: always to ``metrics.jsonl`` and the console, and to TensorBoard and Weights & Biases on demand.
+
+Logging can lose rows but never training: the trackers live behind bounded queues on threads of their own, so one
+that raises, hangs or is missing costs a warning and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+from urllib.parse import urlsplit
+
+from torch import Tensor
+
+from reverie.config import LoggerOptions
+
+HEADLINES = (
+    "world/recon_loss",
+    "world/kl_loss",
+    "policy/policy_loss",
+    "intrinsic/icm_loss",
+    "intrinsic/empowerment_loss",
+    "meta/lr",
+)
+"""What the console shows of a row of metrics; DEBUG shows all of it."""
+
+PATIENCE = 3
+"""Failures in a row after which a tracker is switched off."""
+
+EXIT_DELAY = 5.0
+"""Seconds that trackers get, together, to finish when a run ends; wandb may take them once more at exit."""
+
+log = logging.getLogger("reverie")
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A place that shows metrics. Any method may raise, hang or take its time."""
+
+    def scalars(self, step: int, metrics: dict[str, float]) -> None: ...
+
+    def media(self, step: int, name: str, path: Path) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Logger:
+    """Writes what one run measures; see the module's docstring.
+
+    ``resume`` is the step that the run goes on from: rows after it are cut, so no step appears twice.
+    """
+
+    def __init__(self, options: LoggerOptions, directory: Path, config: Mapping[str, Any], resume: int = 0):
+        self._rows = Rows(directory / "metrics.jsonl", resume)
+        self._trackers: list[Background] = []
+        if options.tensorboard:
+            self._trackers.append(Background("tensorboard", partial(TensorBoard, directory / "tensorboard", resume)))
+        if options.wandb:
+            connect = partial(WeightsAndBiases, options.wandb_project, directory, dict(config))
+            self._trackers.append(Background("wandb", connect))
+
+    def write(self, step: int, metrics: Mapping[str, Tensor | float]) -> None:
+        """Stores one row of metrics; here, and only here, tensors become numbers."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        self._store(step, numbers)
+        everything = log.isEnabledFor(logging.DEBUG) or numbers.keys().isdisjoint(HEADLINES)
+        shown = {name: float(f"{numbers[name]:.4g}") for name in numbers if everything or name in HEADLINES}
+        log.info("Step %d: %s", step, shown)
+
+    def episode(self, step: int, episode_return: float, length: int) -> None:
+        """Stores the return and the length (in environment steps) of an episode that just ended."""
+        self._store(step, {"episode/return": float(episode_return), "episode/length": float(length)})
+        log.info("Episode return: %s, length: %d", round(float(episode_return), 2), length)
+
+    def media(self, step: int, name: str, path: Path) -> None:
+        """Shows a video or picture file to the trackers."""
+        for tracker in self._trackers:
+            tracker.put(lambda backend: backend.media(step, name, path))
+
+    def close(self) -> None:
+        """Gives the trackers a few seconds to finish, then leaves them behind."""
+        deadline = time.monotonic() + EXIT_DELAY
+        for tracker in self._trackers:
+            tracker.finish()
+        for tracker in self._trackers:
+            tracker.join(deadline - time.monotonic())
+        self._rows.close()
+
+    def _store(self, step: int, numbers: dict[str, float]) -> None:
+        self._rows.append(step, numbers)
+        for tracker in self._trackers:
+            tracker.put(lambda backend: backend.scalars(step, numbers))
+
+
+class Rows:
+    """An append-only file with one JSON object per line; a full disk costs rows, not the run."""
+
+    def __init__(self, path: Path, resume: int):
+        self._path = path
+        self._descriptor: int | None = None
+        self._warned = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            os.ftruncate(self._descriptor, self._end(resume))
+        except OSError as error:
+            self._warn(error)
+
+    def append(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self._descriptor is None:
+            return
+        plain = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        line = (json.dumps({"step": step, **plain}) + "\n").encode()
+        try:
+            end = os.fstat(self._descriptor).st_size
+            if os.write(self._descriptor, line) < len(line):
+                os.ftruncate(self._descriptor, end)
+                raise OSError(None, "the disk is full")
+        except OSError as error:
+            self._warn(error)
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _end(self, resume: int) -> int:
+        """Where the good rows end: before a torn line and before the first row after ``resume``."""
+        end = 0
+        for line in self._path.read_bytes().splitlines(keepends=True):
+            try:
+                good = line.endswith(b"\n") and json.loads(line)["step"] <= resume
+            except (ValueError, KeyError, TypeError):
+                good = False
+            if not good:
+                break
+            end += len(line)
+        return end
+
+    def _warn(self, error: OSError) -> None:
+        if not self._warned:
+            log.warning("cannot write %s (%s); training goes on, rows are lost", self._path, error.strerror)
+        self._warned = True
+
+
+class Background:
+    """Feeds one tracker from a daemon thread; when it cannot keep up, the oldest rows are dropped and counted."""
+
+    def __init__(self, name: str, connect: Callable[[], Tracker], capacity: int = 1000):
+        self.dropped = 0
+        self._name = name
+        self._connect = connect
+        self._tasks: deque[Callable[[Tracker], None] | None] = deque(maxlen=capacity)
+        self._news = threading.Condition()
+        self._thread = threading.Thread(target=self._run, name=f"reverie-{name}", daemon=True)
+        self._thread.start()
+
+    def put(self, task: Callable[[Tracker], None] | None) -> None:
+        """Queues a call on the tracker; never waits."""
+        if not self._thread.is_alive():
+            return
+        with self._news:
+            self.dropped += len(self._tasks) == self._tasks.maxlen
+            self._tasks.append(task)
+            self._news.notify()
+
+    def finish(self) -> None:
+        """Lets the thread end once it has done what is queued."""
+        self.put(None)
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(max(0.0, seconds))
+        if self._thread.is_alive():
+            log.warning("%s did not finish in time and is left behind", self._name)
+        if self.dropped:
+            log.warning("%s was too slow: %d rows are only in metrics.jsonl", self._name, self.dropped)
+
+    def _run(self) -> None:
+        failures = 0
+        try:
+            tracker = self._connect()
+            while task := self._next():
+                try:
+                    task(tracker)
+                    failures = 0
+                except BaseException:
+                    failures += 1
+                    if failures == PATIENCE:
+                        raise
+            tracker.close()
+        except BaseException as error:  # a tracker may even call sys.exit
+            reason = str(error).strip().partition("\n")[0]
+            log.warning("%s is switched off (%s: %s); training goes on", self._name, type(error).__name__, reason)
+
+    def _next(self) -> Callable[[Tracker], None] | None:
+        with self._news:
+            while not self._tasks:
+                self._news.wait()
+            return self._tasks.popleft()
+
+
+class TensorBoard:
+    """Event files in the run's folder."""
+
+    def __init__(self, directory: Path, resume: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=resume + 1 if resume else None)
+
+    def scalars(self, step: int, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def media(self, step: int, name: str, path: Path) -> None:
+        self._writer.add_text(name, str(path), step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A run on wandb, named after its folder; kept on disk for `wandb sync` when it cannot be sent now."""
+
+    def __init__(self, project: str, directory: Path, config: dict[str, Any]):
+        import wandb
+
+        self._wandb = wandb
+        mode: Any = os.environ.get("WANDB_MODE") or ("online" if self._reachable() else "offline")
+        settings = wandb.Settings(console="off", silent=True, init_timeout=30, finish_timeout=EXIT_DELAY)
+        name = directory.resolve().name
+        self._run = wandb.init(
+            project=project,
+            name=name,
+            id=name,
+            resume="allow",
+            dir=directory,
+            config=config,
+            mode=mode,
+            settings=settings,
+        )
+        if mode == "offline":
+            log.info("wandb is offline; send the run later with: wandb sync %s", Path(self._run.dir).parent)
+
+    def scalars(self, step: int, metrics: dict[str, float]) -> None:
+        self._run.log(metrics, step=step)
+
+    def media(self, step: int, name: str, path: Path) -> None:
+        kind = self._wandb.Image if path.suffix in (".webp", ".png") else self._wandb.Video
+        self._run.log({name: kind(str(path))}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+    def _reachable(self) -> bool:
+        """Whether the server answers and knows us; decided before `init`, which would block or ask."""
+        host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai"))
+        try:
+            socket.create_connection((host.hostname, host.port or 443), timeout=5).close()
+        except OSError:
+            return False
+        return self._wandb.login(prompt=False)
+
+
+class Console(logging.Handler):
+    """Prints to whatever stdout is now; when its reader has gone, goes on in silence."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), flush=True)
+        except BrokenPipeError:
+            with open(os.devnull, "w") as silence:
+                os.dup2(silence.fileno(), sys.stdout.fileno())
+        except (OSError, ValueError):
+            pass
+
+
+def console(level: str) -> None:
+    """Makes the package speak on the console as ``INFO - message``, from this level on."""
+    handler = Console()
+    handler.setFormatter(logging.Formatter("%(levelname)s - %(message)s"))
+    log.handlers[:] = [handler]
+    log.propagate = False
+    log.setLevel(level)

@@ -1,0 +1,47 @@
+"""Playing for an audience: films of episodes, and of what the world model dreams of one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from reverie.agent import Agent
+from reverie.env import EnvOptions, make_vector
+from reverie.run import video
+from reverie.run.collect import Scores
+from reverie.run.evaluate import Recording, dream_along
+
+
+def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Path) -> Iterator[str]:
+    """Plays ``episodes`` one after another; writes ``episode_<n>`` and ``dream_<n>_<key>`` videos into ``output``.
+
+    Yields a line per episode and per file. An environment that cannot draw itself is filmed by its dream alone.
+    """
+    envs = make_vector(options.model_copy(update={"mode": "inline"}), seed, envs=1)
+    generator = torch.Generator(agent.device).manual_seed(seed)
+    carry, scores = agent.initial(1), Scores(1)
+    action = carry.action.cpu().numpy()
+    try:
+        for number in range(1, episodes + 1):
+            frames, recording, finished = [], Recording(), []
+            while not finished:
+                step = envs.step(action)
+                recording.obs.append({key: value[0].copy() for key, value in step.obs.items()})
+                recording.previous_action.append(action[0])
+                if (frame := envs.render()) is not None:
+                    frames.append(frame)
+                finished = scores.add(step.reward, step.first, step.last)
+                action, carry = agent.act(step, carry, generator)
+            episode = finished[0][1]
+            yield f"episode {number}: return {episode.total:.1f}, length {episode.length}"
+            if frames:
+                yield f"  {video.write(output / f'episode_{number}.mp4', np.stack(frames))}"
+            truth, dream = dream_along(agent, recording)
+            for key in truth:
+                path = output / f"dream_{number}_{key}.mp4"
+                yield f"  {video.write(path, video.side_by_side(truth[key], dream[key], context=5))}"
+    finally:
+        envs.close()

@@ -1,0 +1,229 @@
+"""The training loop: connects agent, environments and replay, and says when to save, log and evaluate.
+
+`DreamerV3Trainer.train` is a list of "every": it contains no formula and no tensor.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reverie import config as configuration
+from reverie.agent import Agent
+from reverie.config import Config
+from reverie.env import make_vector
+from reverie.replay import SequenceReplayBuffer
+from reverie.run import checkpoint, video
+from reverie.run.clock import Every, Interruption, Ratio
+from reverie.run.collect import Collector
+from reverie.run.device import choose_device
+from reverie.run.evaluate import Evaluation, dream_along, evaluate
+from reverie.run.lock import lock
+from reverie.run.logger import Logger
+from reverie.run.progress import Progress
+from reverie.types import Metrics, StoredDataError
+
+log = logging.getLogger(__name__)
+
+RECORDED = 100
+"""Steps of an evaluation episode that the prediction video shows."""
+
+
+class DreamerV3Trainer:
+    """One run: trains an agent on an environment and keeps everything in ``runs/<name>/``.
+
+    ``state`` is a loaded checkpoint to go on from, ``folder`` the run folder that it belongs to.
+    """
+
+    def __init__(self, config: Config, folder: Path | None = None, state: Mapping[str, Any] | None = None):
+        self.config, run = config, config.run
+        self.folder = folder or Path(run.directory) / (run.name or _fresh_name(config))
+        self.step = self.updates = self.episodes = 0
+        self.seconds = 0.0  # spent on training, evaluations left out
+        self.best_return: float | None = None
+        self.history: list[dict[str, float]] = []
+        self.interruption = Interruption()
+        device = choose_device(run.device)
+        if run.threads:
+            torch.set_num_threads(run.threads)
+        self._lock = lock(self.folder)
+        latest = self.folder / "checkpoints" / "latest.pt"
+        if state is None and latest.exists():
+            raise StoredDataError(
+                f"{self.folder} holds another run; resume it with --checkpoint {latest}, or choose another run.name"
+            )
+        self.envs = make_vector(config.env, run.seed)
+        spaces = self.envs.observation, self.envs.action
+        self.agent = Agent(config.agent, config.world, config.behavior, spaces, device, run.seed)
+        latent, directory = self.agent.world.stored, self.folder / "replay"
+        self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
+        self.collector = Collector(self.envs, self.agent, self.replay)
+        self.due = Ratio(run.ratio)
+        self.checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints", Path(run.checkpoint_dir))
+        if state is not None:
+            self._restore(state)
+        self.progress = Progress(run.steps, self.step)
+        (self.folder / "config.json").write_text(configuration.dump(config))
+        self.logger = Logger(config.logger, self.folder, config.model_dump(mode="json"), resume=self.step)
+        self._recent: list[Metrics] = []
+
+    @classmethod
+    def resume(cls, path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None):
+        """Goes on from a checkpoint, with its configuration changed by what the caller sets.
+
+        The run's own latest checkpoint goes on in its folder, bit for bit. Any other one begins a new run with a copy
+        of the replay: the old run is left as it is.
+        """
+        state = checkpoint.load(path)
+        config = configuration.override(state["config"], overrides, values)
+        real = path.resolve()
+        folder = real.parent.parent
+        if real.name == "latest.pt" and (folder / "replay").is_dir():
+            return cls(config, folder, state)
+        fresh, replay = Path(config.run.directory) / _fresh_name(config), Path(state["directory"]) / "replay"
+        log.info("%s is not the end of its run: going on in a new one, %s", path, fresh)
+        if replay.is_dir():
+            SequenceReplayBuffer.fork(replay, fresh / "replay")
+        else:
+            log.warning("%s is gone: going on with an empty replay", replay)
+            state = {name: value for name, value in state.items() if name not in ("replay", "collector")}
+        return cls(config, fresh, state)
+
+    # --- the loop ---
+
+    def train(self) -> int:
+        """Trains until the step budget, the target return or a signal; returns the process's exit code."""
+        run = self.config.run
+        logs, evaluations, saves = Every(run.log_every), Every(run.evaluate_every), Every(run.checkpoint_every)
+        self._introduce()
+        reached = False
+        with self.interruption, self.progress:
+            while self.step < run.steps and not reached and self.interruption.signal is None:
+                before, began = self.step, time.monotonic()
+                self._collect()
+                if self.replay.ready:
+                    for _ in range(self.due(self.step)):
+                        self._learn()
+                self.seconds += time.monotonic() - began
+                if logs(before, self.step):
+                    self._log()
+                if evaluations(before, self.step):
+                    reached = self._evaluate()
+                if saves(before, self.step):
+                    self.save()
+                self.progress.update(self.step, self.updates)
+            self.save()
+        if self.interruption.signal is not None:
+            log.info("Stopped at step %d; go on with --checkpoint %s", self.step, self.checkpoints.latest)
+        self.close()
+        return self.interruption.exit_code
+
+    def _collect(self) -> None:
+        for episode in self.collector.step():
+            self.episodes += 1
+            self.logger.episode(self.step, episode.total, episode.length)
+            self.progress.episode(episode.total)
+        self.step += self.envs.size
+
+    def _learn(self) -> None:
+        batch = self.replay.sample()
+        metrics, latent = self.agent.learn(batch)
+        self.replay.write_latent(batch.slot, {name: value.cpu() for name, value in latent.items()})
+        self.updates += 1
+        self._recent.append(metrics)
+
+    def _log(self) -> None:
+        means = (
+            {name: torch.stack([m[name] for m in self._recent]).mean() for name in self._recent[0]}
+            if self._recent
+            else {}
+        )
+        self._recent.clear()
+        counters = {"run/updates": float(self.updates), "run/episodes": float(self.episodes)}
+        stats = {f"replay/{name}": value for name, value in self.replay.get_stats().items()}
+        self.logger.write(self.step, means | counters | stats)
+
+    def _evaluate(self) -> bool:
+        """Plays, films, and saves the best; whether the target return was reached."""
+        run = self.config.run
+        seed = run.seed + 1_000_003 * (1 + self.step)
+        result = evaluate(self.agent, self.config.env, run.evaluate_episodes, seed % 2**32, RECORDED * run.video)
+        log.info("Evaluation at step %d: %s", self.step, result)
+        row = {"evaluation/return": result.mean, "evaluation/deviation": result.deviation, "run/seconds": self.seconds}
+        self.history.append({"step": self.step, "updates": self.updates, **row})
+        self.logger.write(self.step, row)
+        if run.video:
+            self._film(result)
+        if self.best_return is None or result.mean > self.best_return:
+            self.best_return = result.mean
+            self.save(best=True)
+        return run.target_return is not None and result.mean >= run.target_return
+
+    def _film(self, result: Evaluation) -> None:
+        truth, dream = dream_along(self.agent, result.recording)
+        for key in truth:
+            frames = video.side_by_side(truth[key], dream[key], context=5)
+            path = video.write(self.folder / "media" / f"{self.step:09d}_{key}.mp4", frames)
+            self.logger.media(self.step, f"dream/{key}", path)
+
+    def _introduce(self) -> None:
+        sizes = sum(parameter.numel() for parameter in self.agent.parameters())
+        keys = ", ".join(f"{key} {spec.dtype}{list(spec.shape)}" for key, spec in self.envs.observation.items())
+        actions = ", ".join(
+            f"{part.name} ({part.size}{' classes' if part.discrete else ''})" for part in self.envs.action
+        )
+        log.info("%s: observes %s; acts by %s", self.config.env.name, keys, actions)
+        log.info("%d parameters on %s, %d environments, from step %d to %d, in %s", sizes, self.agent.device,
+                 self.envs.size, self.step, self.config.run.steps, self.folder)  # fmt: skip
+
+    # --- saving ---
+
+    def save(self, best: bool = False) -> None:
+        """Writes a checkpoint that names the replay rows it belongs to."""
+        self.replay.flush()
+        state = self.agent.checkpoint() | {
+            "config": self.config.model_dump(mode="json"),
+            "directory": str(self.folder.resolve()),
+            "global_step": self.step,
+            "updates": self.updates,
+            "seconds": self.seconds,
+            "episodes_collected": self.episodes,
+            "best_return": self.best_return,
+            "metrics_history": self.history,
+            "updates_paid": self.due.paid,
+            "collector": self.collector.state_dict(),
+            "replay": self.replay.state_dict(),
+            "threads": torch.get_num_threads(),
+        }
+        self.checkpoints.save(state, best=best)
+        self.replay.commit()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.agent.restore(state)
+        self.step, self.updates, self.episodes = state["global_step"], state["updates"], state["episodes_collected"]
+        self.seconds = state["seconds"]
+        self.best_return, self.history = state["best_return"], list(state["metrics_history"])
+        self.due.paid = state["updates_paid"]
+        if "replay" in state:
+            self.replay.load_state_dict(state["replay"])
+            self.collector.load_state_dict(state["collector"])
+        if state["threads"] != torch.get_num_threads():
+            log.warning("resume is not bit-exact: %d threads before, %d now", state["threads"], torch.get_num_threads())
+
+    def close(self) -> None:
+        """Ends workers, threads and logs, and gives the run folder free."""
+        self.envs.close()
+        self.replay.close()
+        self.logger.close()
+        self._lock.close()
+
+
+def _fresh_name(config: Config) -> str:
+    """Environment, date and seed."""
+    place = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in config.env.name)
+    return f"{place}-{time.strftime('%Y%m%d-%H%M%S')}-{config.run.seed}"

@@ -1,0 +1,140 @@
+"""Videos: files that any browser plays, and the comparison of what happened with what the world model dreamed."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+Frames = UInt8[np.ndarray, "T _ _ 3"]
+
+BACKGROUND, PANEL, SHADE, FAINT = (13, 17, 23), (22, 27, 34), (30, 40, 54), (72, 79, 88)
+TEXT, TRUTH, DREAM = (201, 209, 217), (121, 192, 255), (255, 166, 87)
+MARGIN = 16
+SMALLEST = 240
+"""Frames with shorter sides are enlarged: players blur small ones."""
+MOST_LINES = 8
+"""Vector components that are drawn; of longer vectors, those that move most."""
+
+
+def write(path: Path, frames: Frames, fps: int = 20) -> Path:
+    """Writes an H.264 video, or an animated WebP where PyAV is missing; returns the path with its real suffix."""
+    frames = _enlarge(frames, SMALLEST)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        import av
+    except ImportError:
+        path = path.with_suffix(".webp")
+        first, *rest = map(Image.fromarray, frames)
+        first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=90)
+        return path
+    path = path.with_suffix(".mp4")
+    height, width = frames.shape[1:3]
+    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # H.264 wants even sides
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("h264", rate=Fraction(fps), options={"crf": "18"})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def side_by_side(truth: Shaped[np.ndarray, "T ..."], dream: Shaped[np.ndarray, "T ..."], context: int = 0) -> Frames:
+    """Shows what happened beside what was dreamed.
+
+    Images uint8 [T, H, W, 1 or 3] become three panels, truth | dream | error; anything else, flattened to [T, D],
+    becomes curves over time. The first ``context`` steps were seen by the model, the rest it had to imagine.
+    """
+    if truth.ndim == 4 and truth.shape[-1] in (1, 3) and truth.dtype == np.uint8:
+        return _panels(truth, dream, context)
+    return _curves(truth.reshape(len(truth), -1), dream.reshape(len(dream), -1), context)
+
+
+def _panels(truth: UInt8[np.ndarray, "T H W C"], dream: UInt8[np.ndarray, "T H W C"], context: int) -> Frames:
+    error = np.abs(truth.astype(np.int16) - dream).astype(np.uint8)
+    triple = [_enlarge(np.broadcast_to(x, (*x.shape[:3], 3)), SMALLEST) for x in (truth, dream, error)]
+    steps, height, width = triple[0].shape[:3]
+    canvas = Image.new("RGB", (3 * width + 4 * MARGIN, height + 56), BACKGROUND)
+    frames = []
+    for t in range(steps):
+        image = canvas.copy()
+        draw = ImageDraw.Draw(image)
+        seen = t < context
+        for index, name in enumerate(("truth", "seen" if seen else "dream", "error")):
+            left = MARGIN + index * (width + MARGIN)
+            color = DREAM if name == "dream" else TRUTH if name in ("truth", "seen") else TEXT
+            draw.text((left, 9), name, color, _font(15))
+            image.paste(Image.fromarray(np.ascontiguousarray(triple[index][t])), (left, 34))
+        right = MARGIN + (image.width - 2 * MARGIN) * (t + 1) / steps
+        draw.rectangle((MARGIN, height + 44, image.width - MARGIN, height + 46), SHADE)
+        draw.rectangle((MARGIN, height + 44, right, height + 46), TRUTH if seen else DREAM)
+        frames.append(np.asarray(image))
+    return np.stack(frames)
+
+
+def _curves(truth: Shaped[np.ndarray, "T D"], dream: Shaped[np.ndarray, "T D"], context: int) -> Frames:
+    """One small chart per component: the whole truth, and the dream as far as it has come."""
+    truth, dream = np.nan_to_num(truth.astype(np.float64)), np.nan_to_num(dream.astype(np.float64))
+    shown = np.sort(np.argsort(-truth.std(0), kind="stable")[:MOST_LINES])
+    columns = 1 if len(shown) == 1 else 2
+    rows = -(-len(shown) // columns)
+    zoom, wide, high, top = 2, 336, 116, 44  # drawn at twice the size, then halved: smooth lines
+    size = (columns * (wide + MARGIN) + MARGIN, rows * (high + MARGIN) + top)
+    canvas = Image.new("RGB", (size[0] * zoom, size[1] * zoom), BACKGROUND)
+    draw = ImageDraw.Draw(canvas)
+    for x, name, color in ((MARGIN, "truth", TRUTH), (MARGIN + 58, "dream", DREAM), (MARGIN + 122, "seen", FAINT)):
+        draw.text((x * zoom, 12 * zoom), name, color, _font(14 * zoom))
+    charts = []
+    for place, component in enumerate(shown):
+        left = MARGIN + place % columns * (wide + MARGIN)
+        box = [zoom * edge for edge in (left, top + place // columns * (high + MARGIN), wide, high)]
+        charts.append(_chart(draw, box, truth[:, component], dream[:, component], context, f"{component}", zoom))
+    frames = []
+    for t in range(len(truth)):
+        for points, _ in charts:
+            draw.line(points[max(0, t - 2) : t + 1], DREAM, 2 * zoom, "curve")
+        image = canvas.copy()
+        cursor = ImageDraw.Draw(image)
+        for points, (_, upper, _, lower) in charts:
+            x, y = points[t]
+            cursor.line((x, upper, x, lower), FAINT, zoom)
+            cursor.ellipse((x - 4 * zoom, y - 4 * zoom, x + 4 * zoom, y + 4 * zoom), DREAM)
+        frames.append(np.asarray(image.reduce(zoom)))
+    return np.stack(frames)
+
+
+def _chart(draw, box, truth, dream, context: int, name: str, zoom: int):
+    """Draws what does not move of one chart; returns the dream's points and the chart's edges."""
+    left, top, width, height = box
+    right, bottom = left + width, top + height
+    inset = 8 * zoom
+    span = max(truth.max() - truth.min(), 1e-6)
+    low, high = max(dream.min(), truth.min() - span), min(dream.max(), truth.max() + span)  # a lost dream is cut off
+    low, high = min(low, truth.min()), max(high, truth.max())
+
+    def points(values):
+        x = np.linspace(left + inset, right - inset, len(values))
+        y = bottom - inset - (np.clip(values, low, high) - low) / max(high - low, 1e-6) * (height - 2 * inset)
+        return list(zip(x.tolist(), y.tolist(), strict=True))
+
+    draw.rounded_rectangle((left, top, right, bottom), 6 * zoom, PANEL)
+    if context:
+        seen = points(truth)[min(context, len(truth)) - 1][0]
+        draw.rounded_rectangle((left, top, seen, bottom), 6 * zoom, SHADE)
+    draw.text((left + inset, top + 4 * zoom), name, FAINT, _font(11 * zoom))
+    draw.line(points(truth), TRUTH, 2 * zoom, "curve")
+    return points(dream), (left, top, right, bottom)
+
+
+def _enlarge(frames: Frames, smallest: int) -> Frames:
+    """Repeats pixels until the shorter side has at least ``smallest``."""
+    factor = -(-smallest // min(frames.shape[1:3]))
+    return frames.repeat(factor, 1).repeat(factor, 2) if factor > 1 else frames
+
+
+def _font(size: int):
+    return ImageFont.load_default(size)

@@ -1,0 +1,202 @@
+"""Whole runs: they resume bit for bit, leave no trace when evaluated, and keep every step in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from reverie import config as configuration
+from reverie.agent import Agent
+from reverie.config import Config
+from reverie.env import ENVIRONMENTS
+from reverie.run import checkpoint
+from reverie.run.train import DreamerV3Trainer
+from reverie.types import Batch, Carry, ReverieError, Step
+from tests.counting import create_counting
+
+TINY = {
+    "run": {"steps": 160, "ratio": 0.125, "evaluate_every": 0, "checkpoint_every": 10_000, "log_every": 40, "seed": 3},
+    "env": {"name": "CartPole-v1", "envs": 2},
+    "replay": {"batch_size": 4, "length": 8, "capacity": 2000, "chunk": 32},
+    "world": {"deter": 16, "hidden": 8, "stoch": 4, "classes": 4, "units": 16, "bins": 15, "blocks": 2},
+    "agent": {"horizon": 3, "starts": 4, "world_optimizer": {"rate": 1e-3, "warmup": 2}},
+    "logger": {"tensorboard": False, "level": "WARNING"},
+}
+
+
+def make_config(folder: Path, **sections: dict[str, Any]) -> Config:
+    tree = json.loads(json.dumps(TINY))
+    tree["run"] |= {"directory": str(folder), "name": "run", "checkpoint_dir": str(folder / "newest")}
+    for section, values in sections.items():
+        tree.setdefault(section, {}).update(values)
+    return configuration.build(tree)
+
+
+def digest(value: Any) -> str:
+    """One number for everything in nested plain containers; where a run is kept and how long it took do not count."""
+    if isinstance(value, torch.Tensor):
+        return sha256(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    if isinstance(value, dict):
+        kept = {key: item for key, item in value.items() if key not in ("seconds", "directory", "config", "generation")}
+        return sha256(json.dumps({str(key): digest(kept[key]) for key in sorted(kept, key=str)}).encode()).hexdigest()
+    if isinstance(value, list | tuple):
+        return sha256(json.dumps([digest(item) for item in value]).encode()).hexdigest()
+    return repr(value)
+
+
+def final_state(folder: Path) -> dict[str, Any]:
+    return checkpoint.load(folder / "run" / "checkpoints" / "latest.pt")
+
+
+def rows(trainer: DreamerV3Trainer) -> str:
+    """A digest of the next batches, latents included."""
+    batches = [trainer.replay.sample() for _ in range(3)]
+    return digest([[batch.action, batch.reward, batch.obs, batch.context_latent, batch.slot] for batch in batches])
+
+
+@pytest.mark.parametrize("behavior", [{"epochs": 1, "minibatches": 1}, {"epochs": 2, "minibatches": 2}])
+def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(tmp_path, behavior):
+    DreamerV3Trainer(make_config(tmp_path / "whole", behavior=behavior)).train()
+    DreamerV3Trainer(make_config(tmp_path / "parts", behavior=behavior, run={"steps": 100})).train()
+    middle = final_state(tmp_path / "parts")
+    latest = tmp_path / "parts" / "run" / "checkpoints" / "latest.pt"
+    DreamerV3Trainer.resume(latest, ["run.steps=160"]).train()
+
+    whole, parts = final_state(tmp_path / "whole"), final_state(tmp_path / "parts")
+    assert middle["global_step"] == 100 and middle["updates"] > 0
+    assert digest(middle["model_state"]) != digest(whole["model_state"])
+    for key in whole:
+        assert digest(whole[key]) == digest(parts[key]) or key in ("seconds", "directory", "config", "replay"), key
+    trainers = [DreamerV3Trainer.resume(tmp_path / name / "run/checkpoints/latest.pt") for name in ("whole", "parts")]
+    first, second = map(rows, trainers)
+    assert first == second
+    for trainer in trainers:
+        trainer.close()
+
+
+def test_work_done_after_the_last_checkpoint_is_undone_by_resume(tmp_path):
+    DreamerV3Trainer(make_config(tmp_path / "whole")).train()
+    trainer = DreamerV3Trainer(make_config(tmp_path / "parts", run={"steps": 100}))
+    trainer.train()
+    latest = tmp_path / "parts" / "run" / "checkpoints" / "latest.pt"
+    doomed = DreamerV3Trainer.resume(latest, ["run.steps=160"])
+    for _ in range(20):  # steps and updates that no checkpoint knows of, as before a kill
+        doomed._collect()
+        doomed._learn()
+    doomed.close()
+    DreamerV3Trainer.resume(latest, ["run.steps=160"]).train()
+    assert digest(final_state(tmp_path / "whole")["model_state"]) == digest(
+        final_state(tmp_path / "parts")["model_state"]
+    )
+
+
+@pytest.mark.parametrize("forgotten", ["generators", "updates_paid", "world_optimizer"])
+def test_every_part_of_the_state_is_needed(tmp_path, forgotten):
+    DreamerV3Trainer(make_config(tmp_path / "whole")).train()
+    DreamerV3Trainer(make_config(tmp_path / "parts", run={"steps": 100})).train()
+    path = tmp_path / "parts" / "run" / "checkpoints" / "latest.pt"
+    state = checkpoint.load(path)
+    fresh = DreamerV3Trainer(make_config(tmp_path / "fresh"))
+    state[forgotten] = fresh.agent.checkpoint().get(forgotten)
+    fresh.close()
+    checkpoint.save(path, {key: value for key, value in state.items() if key != "format"})
+    DreamerV3Trainer.resume(path, ["run.steps=160"]).train()
+    assert digest(final_state(tmp_path / "whole")["model_state"]) != digest(
+        final_state(tmp_path / "parts")["model_state"]
+    )
+
+
+def test_evaluation_leaves_no_trace_in_training(tmp_path):
+    quiet, busy = make_config(tmp_path / "quiet"), make_config(
+        tmp_path / "busy", run={"evaluate_every": 40, "evaluate_episodes": 2, "video": False}
+    )  # fmt: skip
+    DreamerV3Trainer(quiet).train()
+    DreamerV3Trainer(busy).train()
+    one, other = final_state(tmp_path / "quiet"), final_state(tmp_path / "busy")
+    assert digest(one["model_state"]) == digest(other["model_state"])
+    assert other["best_return"] is not None and len(other["metrics_history"]) == 4
+
+
+def test_another_checkpoint_than_the_latest_begins_a_new_run_and_leaves_the_old_one_alone(tmp_path):
+    config = make_config(tmp_path, run={"evaluate_every": 80, "evaluate_episodes": 2, "video": False})
+    DreamerV3Trainer(config).train()
+    before = digest(final_state(tmp_path))
+    branch = DreamerV3Trainer.resume(tmp_path / "run" / "checkpoints" / "best_model.pt", ["run.steps=200"])
+    assert branch.folder != tmp_path / "run" and len(branch.replay) == branch.step > 0
+    branch.train()
+    assert digest(final_state(tmp_path)) == before
+
+
+def test_a_run_folder_is_not_overwritten(tmp_path):
+    DreamerV3Trainer(make_config(tmp_path, run={"steps": 8})).train()
+    with pytest.raises(ReverieError, match="resume it with --checkpoint"):
+        DreamerV3Trainer(make_config(tmp_path))
+
+
+def test_two_processes_cannot_train_in_one_folder(tmp_path):
+    owner = DreamerV3Trainer(make_config(tmp_path))
+    with pytest.raises(ReverieError, match=f"in use by process {os.getpid()}") as refusal:
+        DreamerV3Trainer(make_config(tmp_path))
+    assert refusal.value.exit_code == 7
+    owner.close()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_stops(tmp_path, number, code):
+    trainer = DreamerV3Trainer(make_config(tmp_path, run={"steps": 100_000}))
+    collect = trainer._collect
+
+    def interrupt() -> None:
+        collect()
+        if trainer.step == 120:
+            os.kill(os.getpid(), number)
+
+    trainer._collect = interrupt  # type: ignore[method-assign]
+    assert trainer.train() == code
+    assert final_state(tmp_path)["global_step"] == 120
+
+
+class CountingAgent(Agent):
+    """Acts at random, and asserts in `act` and `learn` that counts go on by one and actions are those it took."""
+
+    learned = 0
+
+    def act(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[np.ndarray, Carry]:
+        took = np.where(step.first, -1, carry.action.numpy().argmax(-1))
+        assert (step.obs["action"][:, 0] == took).all()
+        assert (step.obs["count"][:, 0][step.first] == 0).all()
+        assert (step.reward == step.obs["count"][:, 0]).all()
+        return super().act(step, carry, generator)
+
+    def learn(self, batch: Batch):
+        count, first = batch.obs["count"][..., 0], batch.first
+        assert (count[first] == 0).all()
+        assert (count[:, 1:] == torch.where(first[:, 1:], 0, count[:, :-1] + 1)).all()
+        assert (batch.last[:, :-1] == first[:, 1:]).all()
+        took = torch.where(first, -1, batch.previous_action.argmax(-1))
+        assert (batch.obs["action"][..., 0] == took).all()
+        odd = batch.obs["episode"][..., 0] % 2 == 1
+        assert not (batch.terminal & ~batch.last).any() and (batch.terminal == batch.last & ~odd).all()
+        self.learned += 1
+        return super().learn(batch)
+
+
+@pytest.mark.parametrize("mode", ["inline", "processes"])
+def test_counts_survive_the_way_from_environment_to_learning_and_through_resume(tmp_path, monkeypatch, mode):
+    monkeypatch.setattr("reverie.run.train.Agent", CountingAgent)
+    monkeypatch.setitem(ENVIRONMENTS, "counting", create_counting)
+    config = make_config(tmp_path, env={"name": "counting", "envs": 3, "mode": mode})
+    trainer = DreamerV3Trainer(config)
+    trainer.train()
+    assert trainer.agent.learned > 5
+    again = DreamerV3Trainer.resume(tmp_path / "run" / "checkpoints" / "latest.pt", ["run.steps=280"])
+    again.train()
+    assert again.agent.learned > 5

@@ -1,0 +1,95 @@
+"""Video files that can be read back, and what the comparison of truth and dream shows."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reverie.run import video
+
+
+def movie(steps: int = 6, height: int = 64, width: int = 64) -> np.ndarray:
+    """A bright square that walks over a dark ground."""
+    frames = np.full((steps, height, width, 3), 20, np.uint8)
+    for t in range(steps):
+        frames[t, 8:24, 4 * t : 4 * t + 16] = (230, 40, 40)
+    return frames
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(64, 64, (256, 256)), (300, 251, (300, 252)), (241, 7, None)])
+def test_an_mp4_holds_every_frame(tmp_path, height, width, size):
+    av = pytest.importorskip("av")
+    path = video.write(tmp_path / "media" / "a.mp4", movie(6, height, width), fps=10)
+    assert path == tmp_path / "media" / "a.mp4"
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert stream.codec_context.name == "h264"
+        assert float(stream.average_rate) == 10
+    assert len(frames) == 6
+    if size:
+        assert frames[0].shape == (*size, 3)
+        red = frames[5][int(16 * size[0] / height), int(28 * size[1] / width)]
+        assert red[0] > 150 > red[1]
+
+
+def test_without_pyav_an_animated_webp_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    path = video.write(tmp_path / "a.mp4", movie(), fps=20)
+    assert path == tmp_path / "a.webp"
+    assert not (tmp_path / "a.mp4").exists()
+    with Image.open(path) as image:
+        assert (image.n_frames, image.size) == (6, (256, 256))
+
+
+def test_images_become_truth_dream_and_error():
+    truth = movie()
+    dream = truth.copy()
+    dream[3, 40, 40] = 255
+    frames = video.side_by_side(truth, dream, context=2)
+    assert frames.shape == (6, 256 + 56, 3 * 256 + 4 * video.MARGIN, 3)
+    top, lefts = 34, [video.MARGIN + k * (256 + video.MARGIN) for k in range(3)]
+    panels = [frames[3, top : top + 256 : 4, left : left + 256 : 4] for left in lefts]
+    np.testing.assert_array_equal(panels[0], truth[3])
+    np.testing.assert_array_equal(panels[1], dream[3])
+    assert panels[2].sum(-1).nonzero()[0].tolist() == [40]
+    assert (panels[2][40, 40] == 235).all()
+
+
+def test_gray_images_are_shown_too():
+    assert video.side_by_side(movie()[..., :1], movie()[..., :1]).shape[-1] == 3
+
+
+def colored(frame: np.ndarray, color: tuple[int, int, int]) -> int:
+    return int((np.abs(frame.astype(int) - color).sum(-1) < 12).sum())
+
+
+def test_vectors_become_curves_that_the_dream_draws_step_by_step():
+    t = np.linspace(0, 6, 30)
+    truth = np.stack([np.sin(t), np.cos(t), t, -t], 1).astype(np.float32)
+    frames = video.side_by_side(truth, truth + 0.3, context=5)
+    assert frames.dtype == np.uint8
+    assert len(frames) == 30
+    drawn = [colored(frame, video.DREAM) for frame in frames]
+    assert drawn[29] > 2 * drawn[10] > 0
+    assert colored(frames[0], video.TRUTH) > 300
+    assert colored(frames[0], video.SHADE) > colored(video.side_by_side(truth, truth)[0], video.SHADE)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (2, 779), (5, 3), (3,), (4, 2, 3)], ids=lambda shape: "x".join(map(str, shape))
+)
+def test_vectors_of_any_size_can_be_drawn(tmp_path, shape):
+    values = np.random.Generator(np.random.PCG64(0)).normal(size=shape).astype(np.float32)
+    frames = video.side_by_side(values, -values, context=99)
+    assert len(frames) == shape[0]
+    assert frames.shape[1] < 700
+
+
+def test_constant_and_lost_predictions_can_be_drawn():
+    truth = np.zeros((5, 2), np.float32)
+    dream = np.array([[0, 0], [1, np.nan], [1e30, np.inf], [-1e30, -np.inf], [0, 0]], np.float32)
+    assert video.side_by_side(truth, dream).shape[0] == 5

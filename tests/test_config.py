@@ -1,0 +1,258 @@
+"""The loader: what wins, what is refused, and that every refusal is one line that names the key."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from reverie import config
+from reverie.config import FLAT, Config, build, dump, load, read, reference
+from reverie.types import ConfigError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.fixture
+def file(tmp_path):
+    def make(content: object) -> Path:
+        path = tmp_path / "custom.json"
+        path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+        return path
+
+    return make
+
+
+def refusal(*arguments, **keywords) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*arguments, **keywords)
+    message = str(caught.value)
+    assert message.isprintable(), message
+    return message
+
+
+def test_later_sources_win(file):
+    path = file({"seq_len": 32, "run": {"steps": 10, "seed": 1}})
+    loaded = load(path, ["run.steps=20", "run.directory=elsewhere", "batch_size=4"], {"run.steps": 30, "device": "cpu"})
+    assert (loaded.replay.length, loaded.replay.batch_size, loaded.run.seed) == (32, 4, 1)
+    assert (loaded.run.steps, loaded.run.directory, loaded.run.device) == (30, "elsewhere", "cpu")
+
+
+def test_a_config_is_immutable():
+    with pytest.raises(ValidationError):
+        Config().run.steps = 5  # type: ignore[misc]
+
+
+def test_what_is_dumped_loads_to_the_same_config(file):
+    original = load(None, ["run.steps=1e6", "agent.world_optimizer.rate=3e-5", "run.target_return=475"])
+    assert original.run.steps == 1_000_000
+    assert load(file(dump(original).encode())) == original
+    assert build(json.loads(dump(original))) == original
+
+
+@pytest.mark.skipif(not (CONFIGS / "reference.json").exists(), reason="configs/reference.json is not generated yet")
+def test_the_reference_file_holds_every_default():
+    assert (CONFIGS / "reference.json").read_text() == reference(), "run: reverie config > configs/reference.json"
+
+
+def test_every_option_has_a_default_and_a_description():
+    def check(options, prefix):
+        for name, field in options.model_fields.items():
+            assert not field.is_required(), f"{prefix}{name} has no default"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, config.Options):
+                check(field.annotation, f"{prefix}{name}.")
+            else:
+                assert field.description, f"{prefix}{name} has no description"
+
+    check(Config, "")
+
+
+@pytest.mark.parametrize(("short", "key"), FLAT.items())
+def test_short_names_stand_for_existing_options(short, key):
+    assert key in set(config._keys(Config))
+
+
+@pytest.mark.parametrize("short", ["batch_size", "world_lr", "kl_scale", "device", "use_wandb"])
+def test_a_short_name_sets_what_it_stands_for(short, file):
+    value = {"batch_size": 5, "world_lr": 6e-4, "kl_scale": 0.5, "device": "cpu", "use_wandb": True}[short]
+    loaded = load(file({short: value}))
+    for part in FLAT[short].split("."):
+        loaded = getattr(loaded, part)
+    assert loaded == value
+
+
+def test_a_short_name_and_its_key_may_agree_but_not_differ(file):
+    assert load(file({"batch_size": 5, "replay": {"batch_size": 5}})).replay.batch_size == 5
+    message = refusal(file({"batch_size": 5, "replay": {"batch_size": 6}}))
+    assert "batch_size = 5 but replay.batch_size = 6" in message
+
+
+@pytest.mark.parametrize(
+    ("tree", "parts"),
+    [
+        ({"run": {"stepz": 5}}, ["run.stepz = 5", "did you mean run.steps?"]),
+        ({"steps": 5}, ["steps = 5", "did you mean run.steps?"]),
+        ({"kl_scal": 1}, ["kl_scal = 1", "kl_scale?"]),
+        ({"agnt": {"horizon": 3}}, ["agnt", "did you mean agent?"]),
+        ({"run": {"steps": -5}}, ["run.steps = -5", "greater than or equal to 1"]),
+        ({"run": {"steps": "5"}}, ['run.steps = "5"', "integer"]),
+        ({"run": {"steps": 5.5}}, ["run.steps = 5.5", "integer"]),
+        ({"run": {"steps": True}}, ["run.steps = true", "integer"]),
+        ({"run": {"video": 1}}, ["run.video = 1", "boolean"]),
+        ({"run": {"device": "tpu"}}, ['run.device = "tpu"', "cuda"]),
+        ({"run": 5}, ["run = 5", "object"]),
+        ({"logger": {"level": "LOUD"}}, ['logger.level = "LOUD"', "'DEBUG'"]),
+        ({"kl_scale": [0.5, 1.0]}, ["world.kl_scale = [0.5, 1.0]", "number"]),
+        ({"agent": {"world_optimizer": {"rate": -1}}}, ["agent.world_optimizer.rate = -1"]),
+        ({"agent": {"world_optimizer": {"rat": 1}}}, ["agent.world_optimizer.rate?"]),
+        ([], ["[]", "object"]),
+        ({"batch_size": 5, "replay": 7}, ["batch_size = 5", "replay = 7 should be a section"]),
+    ],
+)
+def test_a_refusal_names_the_key_the_value_and_what_is_allowed(file, tree, parts):
+    message = refusal(file(tree))
+    assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".hidden", "", "a b", "x\n", "x" * 101, "ä"])
+def test_a_run_name_cannot_leave_its_folder(name):
+    assert "run.name" in refusal(None, (), {"run.name": name})
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (b'{"run": {"steps": 1, "steps": 2}}', "run.steps: written twice"),
+        (b'{"agent": 1, "agent": 1}', "agent: written twice"),
+        (b'{"run": {"ratio": NaN}}', "run.ratio = nan: should be a finite number"),
+        (b'{"run": {"ratio": -Infinity}}', "run.ratio = -inf"),
+        (b'{"env": {"kwargs": {"a": [1, 1e999]}}}', "env.kwargs.a.1 = inf"),
+        (b'{"run": {"steps": ' + b"9" * 5000 + b"}}", "run.steps = inf"),
+        (b'{"run": {"steps": ' + b"9" * 50 + b"}}", "run.steps = 1e+50"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"a":' * 100_000, "nested too deeply"),
+        (b"", ":1:1: not JSON"),
+        (b"{}{}", ":1:3: not JSON"),
+        (b'{\n "run": }', ":2:9: not JSON"),
+        (b"\xef\xbb\xbf{}", "not JSON"),
+        (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
+        (b'{"run": {"directory": "\\ud800"}}', "run.directory"),
+        (b'{"\\ud800": 1}', "whole characters"),
+        (b'{"a\\nb": 1}', "a\\nb"),
+        (b" " * (config.LARGEST_FILE + 1), "larger than"),
+    ],
+)
+def test_text_that_is_not_sound_json_is_refused(file, text, part):
+    assert part in refusal(file(text))
+
+
+def test_only_regular_files_are_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "missing.json", Path("/dev/zero")):
+        assert "no such file" in refusal(path)
+
+
+@pytest.mark.parametrize("argument", ["run.steps", "=5", "--steps", "5", ""])
+def test_an_override_has_a_key_and_a_value(argument):
+    assert "section.key=value" in refusal(None, [argument])
+
+
+def test_an_override_that_is_not_json_is_text():
+    assert load(None, ["run.directory=a=b/c", "env.kwargs.level=3"]).run.directory == "a=b/c"
+    assert "run.steps.x" in refusal(None, ["run.steps=5", "run.steps.x=1"])
+    assert "run.ratio" in refusal(None, ["run.ratio=NaN"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["replay.capacity=100"], "replay.capacity = 100"),
+        (["agent.starts=65", "replay.length=64"], "agent.starts = 65"),
+        (["behavior.minibatches=9", "batch_size=2", "agent.starts=4"], "behavior.minibatches = 9"),
+        (["run.target_return=1", "run.evaluate_every=0"], "run.target_return"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused(overrides, part):
+    assert part in refusal(None, overrides)
+
+
+EXECUTED = {"exec", "compile", "import", "os.system", "subprocess.Popen", "socket.connect", "pickle.find_class"}
+HOSTILE = [
+    None,
+    True,
+    -1,
+    0,
+    0.5,
+    10**400,
+    -(10**18),
+    "",
+    "x" * 300,
+    "\ud800",
+    "\n",
+    "__import__('os').system('x')",
+    [],
+    [[]],
+]
+HOSTILE += [
+    {},
+    {"": {}},
+    {"\n": 1},
+    {"\ud800": 1},
+    {"a": {"b": 1}},
+    [1, 2],
+    float("nan"),
+    float("inf"),
+    "os:system",
+    "../../etc",
+    "1e999",
+]
+
+
+def test_no_damaged_config_raises_anything_but_one_line(file, monkeypatch):
+    """Puts hostile values at random keys and flips random bytes, and watches for code that runs."""
+    seen: list[str] = []
+    watching = False
+    sys.addaudithook(lambda event, _: seen.append(event) if watching and event in EXECUTED else None)
+    keys = [*config._keys(Config), *FLAT, "unknown", "run.x.y", "", "."]
+    draw = random.Random(0)
+    text = dump(Config()).encode()
+    refused = 0
+    for trial in range(600):
+        if trial % 2:
+            damaged = bytearray(text)
+            for _ in range(draw.randint(1, 4)):
+                damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+            path = file(bytes(damaged))
+        else:
+            tree: dict = {}
+            for _ in range(draw.randint(1, 3)):
+                try:
+                    config._put(tree, draw.choice(keys), draw.choice(HOSTILE))
+                except ConfigError:
+                    refused += 1
+            path = file(tree)
+        watching = trial > 1
+        message = attempt(path)
+        watching = False
+        refused += message is not None
+        assert message is None or message.isprintable(), repr(message)
+    assert refused > 300
+    assert not seen
+
+
+def attempt(path: Path) -> str | None:
+    """What the loader says against a file, if anything."""
+    try:
+        load(path)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def test_reading_keeps_lists_for_a_sweep(file):
+    assert read(file({"kl_scale": [0.5, 1.0]})) == {"world": {"kl_scale": [0.5, 1.0]}}
