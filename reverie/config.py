@@ -116,6 +116,8 @@ class Config(Options):
             )
         if starts > replay.length:
             raise ConfigError(f"agent.starts = {starts}: should be at most replay.length = {replay.length}")
+        if (starts or replay.length) < 2:
+            raise ConfigError("agent.starts or replay.length = 1: the critic needs two replayed steps in a row")
         dreams = replay.batch_size * (starts or replay.length)
         if self.behavior.minibatches > dreams:
             raise ConfigError(f"behavior.minibatches = {self.behavior.minibatches}: an update has {dreams} dreams")

@@ -30,6 +30,10 @@ class OptimizerOptions(Options):
     """Each tensor's gradient norm is clipped to this share of its weight norm; 0 turns it off."""
     clip: float = Field(default=0.0, ge=0)
     """The group's gradient norm is clipped to this; 0 turns it off."""
+    decay: int = Field(default=0, ge=0)
+    """Steps of this optimizer over which the rate falls linearly to `final` of itself; 0: it stays."""
+    final: float = Field(default=0.1, ge=0, le=1)
+    """What is left of the rate in the end."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay of the averaged step."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -115,9 +119,13 @@ class Optimizer:
     @property
     def rate(self) -> Tensor:
         """The learning rate of the next update; the first of a warm-up is zero."""
-        return self.options.rate * (self.count / max(1, self.options.warmup)).clamp(max=1.0).where(
-            torch.tensor(self.options.warmup > 0), torch.ones(())
-        )
+        options = self.options
+        rate = torch.full_like(self.count, options.rate)
+        if options.warmup:
+            rate = rate * (self.count / options.warmup).clamp(max=1.0)
+        if options.decay:
+            rate = rate * (1.0 - (1.0 - options.final) * (self.count / options.decay).clamp(max=1.0))
+        return rate
 
     def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None) -> Metrics:
         """Descends the weighted sum of the means of ``losses``.
@@ -142,7 +150,7 @@ class Optimizer:
         if self.options.agc:
             clip_adaptively(self.gradients, [parameter.detach() for parameter in self.parameters], self.options.agc)
         if self.options.clip:
-            self.gradient.mul_((self.options.clip / norm).clamp(max=1.0))
+            self.gradient.mul_((self.options.clip / self.gradient.norm()).clamp(max=1.0))
         rate = self.rate
         direction, moments = KINDS[self.options.kind](self.gradient, self.moments, self.count + 1, self.options)
         self.weight.copy_(torch.where(go, self.weight - rate * direction, self.weight))

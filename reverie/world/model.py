@@ -12,13 +12,13 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bins, two_hot_loss, two_hot_mean
 from reverie.nets.layers import MLP
-from reverie.types import ActionSpec, Batch, Latent, Losses, ObservationSpec, Options, action_width
+from reverie.types import ActionSpec, Batch, ConfigError, Latent, Losses, ObservationSpec, Options, action_width
 from reverie.world.modality import modalities
 from reverie.world.rssm import RSSM, CoreWeights
 from reverie.world.sizes import PRESETS, Sizes
@@ -67,6 +67,15 @@ class WorldOptions(Options):
     """Weight of the reward prediction."""
     continue_scale: float = Field(default=1.0, ge=0)
     """Weight of the continue prediction."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> WorldOptions:
+        sizes = self.sizes
+        if sizes.deter % sizes.blocks:
+            raise ConfigError(f"world.blocks = {sizes.blocks}: should divide world.deter = {sizes.deter}")
+        if sizes.bins % 2 == 0:
+            raise ConfigError(f"world.bins = {sizes.bins}: should be odd, so that one bin is zero")
+        return self
 
     @property
     def sizes(self) -> Sizes:
@@ -174,7 +183,7 @@ class MultimodalWorldModel(nn.Module):
         """How likely the episode goes on from a state.
 
         The head's target carries the discount 1 - 1/horizon, which is divided out here, so that every consumer can
-        apply its own; where the head overshoots its target the result exceeds one by at most 1/horizon.
+        apply its own; where the head overshoots its target the result exceeds one by at most 1/(horizon - 1).
         """
         return torch.sigmoid(self.continue_head(features).squeeze(-1)) / self.discount
 

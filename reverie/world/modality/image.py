@@ -6,6 +6,7 @@ Images arrive as uint8 [*, H, W, C] and become numbers here, nowhere else. Sever
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import gcd
 
 import torch
 from jaxtyping import Float
@@ -81,8 +82,9 @@ class ImageDecoder(nn.Module):
         self.keys = dict(sorted(keys.items()))
         self.channels = [spec.shape[2] for spec in self.keys.values()]
         channels, self.height, self.side = plan(keys, sizes.depth)
-        area, self.top, self.blocks = self.height * self.side, channels[-1], sizes.blocks
-        self.from_deter = BlockLinear(sizes.deter, area * self.top, sizes.blocks)
+        area, self.top = self.height * self.side, channels[-1]
+        self.blocks = gcd(sizes.blocks, self.top)  # each paints equally many channels
+        self.from_deter = BlockLinear(sizes.deter, area * self.top, self.blocks)
         self.from_stoch = nn.Sequential(
             Linear(sizes.stoch * sizes.classes, 2 * sizes.units),
             RMSNorm(2 * sizes.units),

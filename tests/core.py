@@ -1,0 +1,176 @@
+"""What the tests of the core share: small agents, batches of noise, and the filling rule of the golden numbers.
+
+The golden numbers come from the published implementation, whose parameters were filled with sines by `fill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reverie.agent import Agent, AgentOptions
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement, ReplayValue
+from reverie.behavior.ppo import improve
+from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
+from reverie.types import ActionPart, ActionSpec, Batch, Metrics, ObservationSpec, Rollout, action_width
+from reverie.world.model import MultimodalWorldModel, WorldOptions
+
+IMAGE = {"image": ObservationSpec((8, 8, 3), "uint8")}
+VECTORS = {
+    "gear": ObservationSpec((), "int64", 3),
+    "height": ObservationSpec((), "float32"),
+    "velocity": ObservationSpec((5,), "float32"),
+}
+STEER = (ActionPart("steer", 2, False),)
+CHOICE = (ActionPart("choice", 3, True),)
+
+SMALL = WorldOptions(
+    deter=16, hidden=8, stoch=4, classes=4, units=16, depth=2, embed_dim=12, layers=2, blocks=2, bins=255
+)
+
+PUBLISHED = OptimizerOptions()
+"""One LaProp with adaptive clipping trains everything."""
+ONE_PASS = BehaviorOptions(epochs=1, minibatches=1)
+"""The published actor loss."""
+
+
+def make_world(
+    observation: Mapping[str, ObservationSpec] = VECTORS,
+    action: ActionSpec = CHOICE,
+    **changes: Any,
+) -> MultimodalWorldModel:
+    torch.manual_seed(0)
+    return MultimodalWorldModel(SMALL.model_copy(update=changes), observation, action)
+
+
+def make_agent(
+    observation: Mapping[str, ObservationSpec] = VECTORS,
+    action: ActionSpec = CHOICE,
+    *,
+    behavior: BehaviorOptions = ONE_PASS,
+    optimizer: OptimizerOptions = PUBLISHED,
+    seed: int = 0,
+    **options: Any,
+) -> Agent:
+    """``optimizer`` trains every group; ``options`` are of the agent."""
+    policy = PolicyOptimizerOptions(**optimizer.model_dump())
+    groups = {"world_optimizer": optimizer, "actor_optimizer": policy, "critic_optimizer": policy, "horizon": 4}
+    spaces = (dict(observation), action)
+    return Agent(AgentOptions(**groups | options), SMALL, behavior, spaces, torch.device("cpu"), seed)
+
+
+def shake(module: nn.Module, size: float = 0.1, seed: int = 0) -> None:
+    """Moves every parameter, so that no zero of the initialisation hides a mistake."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+
+
+def draw(observation: Mapping[str, ObservationSpec], shape: tuple[int, ...], seed: int = 0) -> dict[str, Tensor]:
+    """Random observations of every key."""
+    generator, obs = torch.Generator().manual_seed(seed), {}
+    for key, spec in observation.items():
+        whole = (*shape, *spec.shape)
+        if spec.dtype == "float32":
+            obs[key] = torch.randn(whole, generator=generator)
+        else:
+            top = 256 if spec.dtype == "uint8" else spec.classes
+            obs[key] = torch.randint(top, whole, generator=generator).to(getattr(torch, spec.dtype))
+    return obs
+
+
+def make_batch(
+    world: MultimodalWorldModel, action: ActionSpec = CHOICE, rows: int = 3, steps: int = 6, seed: int = 0
+) -> Batch:
+    """Replayed noise without an episode's end."""
+    generator, sizes = torch.Generator().manual_seed(seed), world.sizes
+    actions = torch.rand(rows, steps + 1, action_width(action), generator=generator) * 2 - 1
+    if all(part.discrete for part in action):
+        actions = torch.nn.functional.one_hot(actions.argmax(-1), actions.shape[-1]).float()
+    never = torch.zeros(rows, steps, dtype=torch.bool)
+    stored = torch.randint(sizes.classes, (rows, sizes.stoch), generator=generator).to(torch.uint8)
+    return Batch(
+        obs=draw(world.observation, (rows, steps), seed),
+        action=actions[:, 1:],
+        reward=torch.randn(rows, steps, generator=generator),
+        first=never,
+        last=never,
+        terminal=never,
+        slot=torch.arange(rows * steps).view(rows, steps),
+        context_action=actions[:, 0],
+        context_latent={"deter": torch.rand(rows, sizes.deter, generator=generator) - 0.5, "stoch": stored},
+    )
+
+
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def sines(shape: tuple[int, ...], rank: int, *, norm: bool = False) -> Tensor:
+    """``0.3 sin(1.7 n + rank / 10)`` over the row-major index n; a norm's scale is ``1 + 0.2 sin(0.9 n + ...)``."""
+    n = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
+    values = 1 + 0.2 * torch.sin(0.9 * n + 0.1 * rank) if norm else 0.3 * torch.sin(1.7 * n + 0.1 * rank)
+    return values.float().view(shape)
+
+
+def fill(*layers: nn.Module) -> None:
+    """Fills layers in the order given; each takes one rank for its bias and one for its kernel, or one for its scale.
+
+    The published kernels are stored [inputs, outputs] or [height, width, inputs, outputs].
+    """
+    ranks: Iterator[int] = iter(range(1, 1000))
+    with torch.no_grad():
+        for layer in layers:
+            if hasattr(layer, "scale"):
+                layer.scale.copy_(sines(layer.scale.shape, next(ranks), norm=True))
+                continue
+            layer.bias.copy_(sines(layer.bias.shape, next(ranks)))
+            if hasattr(layer, "kernel"):
+                layer.kernel.copy_(sines(layer.kernel.shape, next(ranks)))
+            elif isinstance(layer, nn.Conv2d):
+                outputs, inputs, height, width = layer.weight.shape
+                layer.weight.copy_(sines((height, width, inputs, outputs), next(ranks)).permute(3, 2, 0, 1))
+            else:
+                layer.weight.copy_(sines(layer.weight.T.shape, next(ranks)).T)
+
+
+class Recorder(Optimizer):
+    """Keeps every loss that it is given, and trains nothing."""
+
+    def __init__(self) -> None:
+        self.losses: list[dict[str, Tensor]] = []
+        self.when: list[bool] = []
+
+    def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None) -> Metrics:
+        self.losses.append(dict(losses))
+        self.when.append(True if when is None else bool(when))
+        return {}
+
+
+def lookup(table: Tensor) -> nn.Linear:
+    """A network that gives row t for the one-hot input t."""
+    network = nn.Linear(*table.shape, bias=False)
+    network.weight.data = table.T.clone()
+    return network
+
+
+def no_replay(inputs: int) -> ReplayValue:
+    """One replayed step of weight zero."""
+    return ReplayValue(torch.zeros(1, 1, inputs), torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1))
+
+
+def record(level: ActorCritic, rollout: Rollout, judgement: Judgement, replay: ReplayValue, seed: int = 0):
+    """The losses that `improve` hands to the two optimizers, and its metrics."""
+    optimizers = {"actor": Recorder(), "critic": Recorder()}
+    metrics = improve(level, rollout, judgement, replay, optimizers, torch.Generator().manual_seed(seed))
+    return optimizers["actor"], optimizers["critic"], metrics
+
+
+def close(actual: Tensor, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> None:
+    """Asserts equality up to float32 rounding."""
+    expected = torch.as_tensor(expected, dtype=actual.dtype)
+    torch.testing.assert_close(actual.detach(), expected, rtol=rtol, atol=atol)

@@ -1,0 +1,254 @@
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reverie.agent import Agent
+from reverie.behavior import views
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.imagine import imagine
+from reverie.optim import OptimizerOptions
+from reverie.types import ActionPart, Batch, Step, StoredDataError
+from tests.core import CHOICE, IMAGE, STEER, VECTORS, close, draw, make_agent, make_batch, record, shake
+
+CONSTANT = OptimizerOptions(warmup=0, rate=0.003)
+PASSES = BehaviorOptions(epochs=2, minibatches=4)
+
+
+def values(agent: Agent) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in agent.state_dict().items()}
+
+
+def changed(agent: Agent, before: dict[str, Tensor]) -> set[str]:
+    """The parts of the agent whose parameters or statistics differ from before."""
+    state = agent.state_dict()
+    return {name.rpartition(".")[0] for name, value in state.items() if not torch.equal(value, before[name])}
+
+
+def step_of(agent: Agent, envs: int = 3, seed: int = 0, first: bool = False) -> Step:
+    obs = {key: value.numpy() for key, value in draw(agent.world.observation, (envs,), seed).items()}
+    never = np.zeros(envs, bool)
+    return Step(obs, np.zeros(envs, np.float32), never | first, never, never)
+
+
+# --- playing ---
+
+
+@pytest.mark.parametrize("action", [CHOICE, STEER])
+def test_acting_sees_what_learning_sees(action):
+    agent = make_agent(VECTORS | IMAGE, action)
+    shake(agent)
+    carry, carries, steps = agent.initial(3), [], [step_of(agent, seed=t, first=t in (0, 3)) for t in range(5)]
+    for step in steps:
+        chosen, carry = agent.act(step, carry)
+        assert chosen.shape == (3, agent.action_width) and chosen.dtype == np.float32
+        close(carry.action, torch.as_tensor(chosen))
+        carries.append(carry)
+    generator = torch.Generator().manual_seed(0)  # the agent's own generator starts like this
+    noise = [torch.rand(3, 4 + agent.behavior.distribution.noise, generator=generator)[:, :4] for _ in steps]
+    batch = Batch(
+        obs={key: torch.stack([torch.as_tensor(step.obs[key]) for step in steps], 1) for key in steps[0].obs},
+        action=torch.stack([carry.action for carry in carries], 1),
+        first=torch.as_tensor(np.stack([step.first for step in steps], 1)),
+        context_action=torch.randn(3, agent.action_width),
+        context_latent={"deter": torch.randn(3, 16), "stoch": torch.ones(3, 4, dtype=torch.uint8)},
+        **{name: torch.zeros(3, 5, dtype=torch.bool) for name in ("last", "terminal")},
+        reward=torch.zeros(3, 5),
+        slot=torch.zeros(3, 5, dtype=torch.long),
+    )
+    latent = agent.world.observe(batch, torch.stack(noise, 1)).detach()
+    for t, carry in enumerate(carries):
+        close(carry.latent.deter, latent.deter[:, t])
+        close(carry.latent.logits, latent.logits[:, t])
+        assert torch.equal(carry.latent.stoch, latent.stoch[:, t])
+
+
+def test_an_action_depends_on_what_is_seen_now():
+    agent = make_agent()
+    shake(agent, 0.5)
+    carry = agent.initial(3)
+    acts = [agent.act(step_of(agent, seed=seed), carry, torch.Generator().manual_seed(7))[1] for seed in (0, 0, 1)]
+    assert torch.equal(acts[0].latent.logits, acts[1].latent.logits)
+    assert not torch.equal(acts[0].latent.logits, acts[2].latent.logits)
+
+
+def test_evaluation_with_its_own_generator_leaves_no_trace():
+    agent, twin = make_agent(), make_agent()
+    agent.act(step_of(agent), agent.initial(3), torch.Generator().manual_seed(3))
+    assert np.array_equal(agent.act(step_of(agent), agent.initial(3))[0], twin.act(step_of(twin), twin.initial(3))[0])
+
+
+def test_an_agent_is_decided_by_its_seed_alone():
+    torch.manual_seed(1)
+    agent = make_agent(seed=4)
+    state = torch.get_rng_state()
+    torch.manual_seed(2)
+    twin, other = make_agent(seed=4), make_agent(seed=5)
+    assert not changed(agent, values(twin)) and changed(agent, values(other))
+    torch.manual_seed(1)
+    make_agent(seed=9)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# --- learning ---
+
+
+def test_starts_are_the_last_steps_of_each_sequence():
+    agent, few = make_agent(), make_agent(starts=2)
+    latent = agent.world.loss(make_batch(agent.world), torch.rand(3, 6, 4))[0]
+    assert torch.equal(agent.starts(latent).deter, latent.deter.flatten(0, 1))
+    assert torch.equal(few.starts(latent).stoch, latent.stoch[:, 4:].flatten(0, 1))
+    assert not few.starts(latent).deter.requires_grad
+
+
+def test_learning_trains_everything_and_reports_fresh_latents():
+    agent = make_agent(VECTORS | IMAGE, optimizer=CONSTANT, behavior=PASSES)
+    batch = make_batch(agent.world)
+    for _ in range(2):
+        before = values(agent)
+        metrics, stored = agent.learn(batch)
+    still = {name for name in before if torch.equal(agent.state_dict()[name], before[name])}
+    assert not still
+    assert stored["deter"].shape == (3, 6, 16) and stored["stoch"].dtype == torch.uint8
+    assert all(value.ndim == 0 and bool(value.isfinite()) and not value.requires_grad for value in metrics.values())
+    assert {"world/recon_loss", "world/kl_loss", "policy/policy_loss", "world/grad_norm", "actor/lr"} <= metrics.keys()
+    parts = [metrics[f"world/recon_{key}"] for key in VECTORS | IMAGE]
+    close(metrics["world/recon_loss"], torch.stack(parts).sum())
+
+
+def test_the_first_losses_of_a_fresh_agent_are_known():
+    agent = make_agent()
+    metrics, _ = agent.learn(make_batch(agent.world))
+    close(metrics["world/reward"], 5.5412635)
+    for name in ("policy/return", "policy/value", "policy/dream_reward", "policy/advantage_std"):
+        assert metrics[name] == 0
+    assert 0 < metrics["policy/value_loss"] < 11.082527
+
+
+def test_the_first_minibatch_meets_the_policy_that_dreamed():
+    agent = make_agent(behavior=PASSES, optimizer=CONSTANT.model_copy(update={"rate": 0.02}))
+    shake(agent)
+    for _ in range(3):
+        metrics, _ = agent.learn(make_batch(agent.world))
+        assert metrics["policy/ratio_first"] < 1e-4
+    assert metrics["policy/ratio_error"] > 1e-2 and metrics["policy/kl"] > 0
+
+
+def test_the_slow_critic_and_the_scale_of_returns_move_once_per_update(monkeypatch):
+    calls = []
+    for name in ("follow", "judge"):
+        method = getattr(ActorCritic, name)
+        monkeypatch.setattr(ActorCritic, name, lambda *a, m=method, n=name: (calls.append(n), m(*a))[1])
+    agent = make_agent(behavior=PASSES, optimizer=CONSTANT)
+    shake(agent)
+    slow = torch.cat([p.flatten() for p in agent.behavior.slow_critic.parameters()])
+    agent.learn(make_batch(agent.world))
+    assert sorted(calls) == ["follow", "judge"]
+    new, now = (
+        torch.cat([p.detach().flatten() for p in net.parameters()])
+        for net in (agent.behavior.critic, agent.behavior.slow_critic)
+    )
+    close(now, slow + 0.02 * (new - slow), atol=1e-7)
+    assert agent.optimizers["critic"].count == 8 and agent.optimizers["world"].count == 1
+
+
+def test_learning_continues_without_a_batch_that_is_not_finite():
+    agent = make_agent(optimizer=CONSTANT)
+    batch = make_batch(agent.world)
+    reward = batch.reward.clone()
+    reward[0, 3] = float("nan")
+    agent.learn(batch)
+    before = values(agent)
+    metrics, _ = agent.learn(replace(batch, reward=reward))
+    assert metrics["world/skipped"] == 1 and metrics["critic/skipped"] == 1
+    assert not any(name.startswith(("world", "behavior.critic")) for name in changed(agent, before))
+    assert agent.learn(batch)[0]["world/skipped"] == 0
+
+
+def test_the_world_model_learns_a_batch_that_stays_the_same():
+    agent = make_agent(VECTORS | IMAGE, optimizer=OptimizerOptions(warmup=0, rate=0.01), starts=2, horizon=2)
+    batch = make_batch(agent.world, rows=2, steps=4)
+    colours = batch.obs["image"][:, :, :1, :1].expand(2, 4, 8, 8, 3)
+    first = torch.tensor([True, False, False, False]).expand(2, 4)
+    batch = replace(batch, reward=torch.ones(2, 4), first=first, obs=batch.obs | {"image": colours})
+    history = [agent.learn(batch)[0] for _ in range(120)]
+    early, late = (
+        {name: sum(metrics[name].item() for metrics in part) / len(part) for name in history[0]}
+        for part in (history[:3], history[-10:])
+    )
+    for key in VECTORS | IMAGE:
+        assert late[f"world/recon_{key}"] < 0.25 * early[f"world/recon_{key}"], key
+    assert 0.6654 <= late["world/reward"] < 0.70  # the entropy of a reward of one between its two bins
+    assert 0.0204 <= late["world/continue"] < 0.03
+    assert late["world/kl_loss"] >= 1.0 and not any(metrics["world/skipped"] for metrics in history)
+
+
+def test_the_behaviors_losses_train_the_behavior_and_only_replayed_values_reach_the_world():
+    agent = make_agent(VECTORS | IMAGE)
+    shake(agent)
+    batch, (world, level) = make_batch(agent.world), (agent.world, agent.behavior)
+    latent, _ = world.loss(batch, torch.rand(3, 6, 4))
+    dream = imagine(world, level, agent.starts(latent), 4, agent.generators["learn"])
+    rollout = views.whole(dream, level.discount)
+    judgement, _ = level.judge(rollout)
+    replay = level.replay_value(latent.features, batch, judgement.returns)
+    actor, critic, _ = record(level, rollout, judgement, replay)
+    losses = actor.losses[0] | critic.losses[0] | {"replay_value of the world": level.replay_value_loss(replay)}
+    named = {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
+    owners = {}
+    for name, loss in losses.items():
+        gradients = torch.autograd.grad(loss.mean(), list(named.values()), allow_unused=True, retain_graph=True)
+        pairs = zip(named, gradients, strict=True)
+        trained = [key for key, gradient in pairs if gradient is not None and gradient.any()]
+        owners[name] = {".".join(key.split(".")[:3]) for key in trained}
+    parts = {name: {".".join(part.split(".")[:2]) for part in found} for name, found in owners.items()}
+    assert parts["policy"] == {"behavior.actor"}
+    assert parts["value"] == parts["replay_value"] == {"behavior.critic"}
+    assert parts["replay_value of the world"] == {"behavior.critic", "world.encoders", "world.rssm"}
+    assert not any("prior" in part for part in owners["replay_value of the world"])
+
+
+# --- saving ---
+
+
+def test_a_restored_agent_goes_on_bit_for_bit():
+    agent, twin = (make_agent(behavior=PASSES, optimizer=CONSTANT, seed=seed) for seed in (0, 1))
+    batches = [make_batch(agent.world, seed=seed) for seed in range(4)]
+    for batch in batches[:2]:
+        agent.learn(batch)
+    agent.act(step_of(agent), agent.initial(3))
+    file = io.BytesIO()
+    torch.save(agent.checkpoint(), file)
+    file.seek(0)
+    twin.restore(torch.load(file, weights_only=True))
+    for batch in batches[2:]:
+        mine, other = agent.learn(batch)[0], twin.learn(batch)[0]
+        assert mine.keys() == other.keys() and all(torch.equal(mine[name], other[name]) for name in mine)
+    assert not changed(agent, values(twin))
+    acts = [each.act(step_of(each), each.initial(3))[0] for each in (agent, twin)]
+    assert np.array_equal(*acts)
+
+
+def test_a_checkpoint_does_not_change_with_further_learning():
+    agent = make_agent(optimizer=CONSTANT)
+    agent.learn(make_batch(agent.world))
+    state, before = agent.checkpoint(), values(agent)
+    agent.learn(make_batch(agent.world))
+    assert all(torch.equal(value, before[name]) for name, value in state["model_state"].items())
+
+
+@pytest.mark.parametrize(
+    ("observation", "action"), [(IMAGE, CHOICE), (VECTORS, (ActionPart("choice", 4, True),)), (VECTORS | IMAGE, CHOICE)]
+)
+def test_a_checkpoint_of_another_shape_is_refused_and_changes_nothing(observation, action):
+    agent = make_agent()
+    before = values(agent)
+    with pytest.raises(StoredDataError, match="does not fit") as refusal:
+        agent.restore(make_agent(observation, action, seed=3).checkpoint())
+    assert "\n" not in str(refusal.value)
+    assert not changed(agent, before)

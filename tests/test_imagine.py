@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from reverie.behavior import views
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.imagine import imagine, open_loop
+from reverie.nets.distributions import ActionDistribution
+from reverie.types import Dream, Latent
+from reverie.world.model import MultimodalWorldModel
+from tests.core import CHOICE, IMAGE, VECTORS, close, make_batch, make_world, shake, uniform
+
+HORIZON = 5
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def world() -> MultimodalWorldModel:
+    world = make_world(VECTORS | IMAGE)
+    shake(world)
+    return world
+
+
+@pytest.fixture
+def behavior(world) -> ActorCritic:
+    torch.manual_seed(1)
+    return ActorCritic(BehaviorOptions(), world.sizes.features, CHOICE, units=16, bins=63)
+
+
+@pytest.fixture
+def start(world) -> Latent:
+    latent = world.observe(make_batch(world), uniform(3, 6, 4)).detach()
+    return Latent(*(getattr(latent, field.name).flatten(0, 1) for field in dataclasses.fields(latent)))
+
+
+# --- the dream ---
+
+
+class Walker:
+    """Always chooses the action whose number is the step's, modulo three."""
+
+    distribution = ActionDistribution(CHOICE, 0.0)
+
+    def policy(self, features: Tensor) -> Tensor:
+        return 1e4 * torch.nn.functional.one_hot(features[..., 0].long() % 3, 3).float()
+
+
+def test_points_edges_and_rewards_of_a_dream_are_aligned(world, monkeypatch):
+    def step(latent, action, uniform, weights):
+        return Latent(latent.deter + 1, latent.stoch, latent.logits)
+
+    monkeypatch.setattr(world, "step", step)
+    monkeypatch.setattr(world, "reward", lambda features: features[..., 0])
+    monkeypatch.setattr(world, "continues", lambda features: features[..., 0])
+    start = world.initial(2)
+    dream = imagine(world, Walker(), start, HORIZON, seeded())
+    assert dream.latent.features[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert dream.action.argmax(-1)[1].tolist() == [0, 1, 2, 0, 1]
+    assert dream.reward["extrinsic"][0].tolist() == [1, 2, 3, 4, 5]
+    assert dream.continues[0].tolist() == [0, 1, 2, 3, 4, 5]
+    close(dream.logprob, torch.zeros(2, HORIZON))
+
+
+def test_every_imagined_latent_comes_from_the_prior_of_its_own_state(world, behavior, start):
+    dream = imagine(world, behavior, start, HORIZON, seeded())
+    close(dream.latent.logits[:, 1:], world.rssm.predict(dream.latent.deter[:, 1:]))
+    assert torch.equal(dream.latent.stoch.sum(-1), torch.ones(18, HORIZON + 1, 4))
+    assert torch.equal(dream.latent.deter[:, 0], start.deter) and torch.equal(dream.latent.stoch[:, 0], start.stoch)
+    weights = world.rssm.weights()
+    for t in range(HORIZON):
+        following = world.step(dream.latent.at(t), dream.action[:, t], uniform(18, 4), weights)
+        close(following.deter, dream.latent.deter[:, t + 1])
+
+
+def test_a_dream_keeps_the_policy_and_the_judgement_of_each_point(world, behavior, start):
+    dream = imagine(world, behavior, start, HORIZON, seeded())
+    features = dream.latent.features
+    close(dream.policy, behavior.policy(features[:, :-1]))
+    close(dream.logprob, behavior.distribution.logprob(dream.policy, dream.action))
+    close(dream.reward["extrinsic"], world.reward(features[:, 1:]))
+    close(dream.continues, world.continues(features))
+    assert dream.reward["extrinsic"].unique().numel() > 50
+
+
+def test_a_dream_has_no_gradient_and_depends_on_its_generator_alone(world, behavior, start):
+    torch.manual_seed(1)
+    dream = imagine(world, behavior, start, HORIZON, seeded())
+    torch.manual_seed(2)
+    again, other = (imagine(world, behavior, start, HORIZON, seeded(seed)) for seed in (0, 1))
+    for value in (dream.latent.features, dream.policy, dream.logprob, dream.continues, dream.reward["extrinsic"]):
+        assert not value.requires_grad
+    assert torch.equal(dream.latent.features, again.latent.features)
+    assert not torch.equal(dream.action, other.action)
+
+
+# --- the flat view ---
+
+
+def dream_of(continues: list[float]) -> Dream:
+    count = len(continues)
+    latent = Latent(torch.arange(float(count))[None, :, None], torch.zeros(1, count, 1, 1), torch.zeros(1, count, 1, 1))
+    edges = torch.arange(count - 1.0)[None]
+    choice = torch.zeros(1, count - 1, 3)
+    return Dream(latent, choice, choice, edges, torch.tensor([continues]), {"extrinsic": edges})
+
+
+def test_the_weight_of_an_edge_includes_the_start_and_not_where_it_leads():
+    rollout = views.whole(dream_of([1.0, 1.0, 0.5, 1.0, 0.3]), 0.9)
+    close(rollout.weight[0], 0.9 * torch.tensor([1.0, 0.9, 0.405, 0.3645]))
+    close(rollout.discount[0], [0.9, 0.45, 0.9, 0.27])
+
+
+def test_the_published_weights_are_the_product_of_the_continue_heads_outputs():
+    discount, heads = 1 - 1 / 333, torch.tensor([0.997, 0.997, 0.5, 0.0, 1.0])
+    rollout = views.whole(dream_of((heads / discount).tolist()), discount)
+    close(rollout.weight[0], [0.997, 0.994009, 0.4970045, 0])
+    close(rollout.discount[0], heads[1:])
+
+
+def test_no_step_counts_more_than_certain():
+    rollout = views.whole(dream_of([1.003, 1.003, 1.003]), 0.999)
+    assert rollout.discount.tolist() == [[1.0, 1.0]] and rollout.weight.tolist() == [[1.0, 1.0]]
+
+
+def test_the_view_hands_every_point_and_every_edge_on():
+    dream = dream_of([1.0, 0.9, 0.8])
+    rollout = views.whole(dream, 0.9)
+    assert rollout.inputs[0, :, 0].tolist() == [0, 1, 2]
+    assert rollout.reward is dream.reward["extrinsic"] and rollout.logprob is dream.logprob
+
+
+# --- open loop ---
+
+
+def test_an_open_loop_shows_every_key_as_the_environment_draws_it(world):
+    batch = make_batch(world)
+    shown = open_loop(world, batch.obs, batch.previous_action, batch.first, 2, seeded())
+    assert {key: (value.shape, value.dtype) for key, value in shown.items()} == {
+        key: (value.shape, value.dtype) for key, value in batch.obs.items()
+    }
+
+
+def test_an_open_loop_sees_its_context_and_nothing_after_it(world):
+    batch = make_batch(world)
+
+    def show(obs: dict[str, Tensor]) -> Tensor:
+        return open_loop(world, obs, batch.previous_action, batch.first, 2, seeded())["velocity"]
+
+    before = show(batch.obs)
+    for t, visible in ((1, True), (2, False), (5, False)):
+        obs = {key: value.clone() for key, value in batch.obs.items()}
+        obs["velocity"][:, t] += 10.0
+        assert torch.equal(show(obs), before) is not visible

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from reverie.functional import symlog
+from reverie.types import ConfigError, Latent, ObservationSpec
+from reverie.world.modality import modalities
+from reverie.world.modality.image import ImageDecoder, ImageEncoder, plan
+from reverie.world.modality.vector import VectorDecoder, VectorEncoder
+from reverie.world.sizes import Sizes
+from tests.core import IMAGE, VECTORS, close, draw, fill, make_world, shake, uniform
+
+GRAY = {"image": ObservationSpec((8, 8, 1), "uint8")}
+RAMP = {"image": (4 * torch.arange(64) % 256).to(torch.uint8).view(1, 8, 8, 1)}
+GOLDEN_IMAGE = Sizes(deter=8, hidden=3, classes=3, units=2, depth=1, embed=4, stoch=2, blocks=2)
+GOLDEN_LATENT = Latent(
+    torch.tensor([[0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7, -0.8]]), torch.eye(3)[[1, 2]][None], torch.zeros(1, 2, 3)
+)
+SMALL = Sizes(deter=16, hidden=8, classes=4, units=16, depth=2, embed=12, stoch=4, blocks=2, layers=2)
+COLUMNS = {"side": ObservationSpec((8, 8, 1), "uint8"), "front": ObservationSpec((8, 8, 3), "uint8")}
+
+
+def latents(*shape: int) -> Latent:
+    return Latent(uniform(*shape, 16), uniform(*shape, 4, 4, seed=1), torch.zeros(*shape, 4, 4))
+
+
+# --- images ---
+
+
+def test_the_image_encoder_has_the_published_values():
+    encoder = ImageEncoder(GRAY, GOLDEN_IMAGE, embed_dim=0)
+    convolution, _, norm, _ = encoder.stages
+    fill(convolution, norm)
+    tokens = encoder(RAMP)
+    assert tokens.shape == (1, encoder.width) == (1, 32)
+    first = [0.273708, 1.330881, 0.263326, 1.336030, 0.254026, 1.340658, 0.247681, 1.343753]
+    close(tokens[0, :8], first, rtol=0, atol=3e-6)
+    close(tokens.sum(), 24.78767)
+
+
+def test_the_image_decoder_has_the_published_values():
+    decoder = ImageDecoder(GRAY, GOLDEN_IMAGE)
+    enter, enter_norm, _, leave = decoder.from_stoch
+    fill(decoder.stages[-1], decoder.from_deter, enter, enter_norm, leave, decoder.join[0])
+    image = decoder(GOLDEN_LATENT)["image"]
+    assert image.shape == (1, 8, 8, 1)
+    row = [0.562463, 0.505149, 0.542036, 0.425074, 0.573198, 0.528692, 0.510193, 0.587435]
+    close(image[0, 0, :, 0], row, rtol=0, atol=2e-6)
+    close(image.mean(), 0.5148566)
+
+
+def test_each_block_of_the_state_paints_neighbouring_channels_over_the_whole_map():
+    decoder, maps = ImageDecoder(GRAY, SMALL), []  # two blocks, four channels
+    decoder.join.register_forward_pre_hook(lambda module, inputs: maps.append(inputs[0]))
+    before = latents(1)
+    deter = before.deter.clone()
+    deter[:, :8] += 1.0
+    for latent in (before, replace(before, deter=deter)):
+        decoder(latent)
+    changed = (maps[0] != maps[1])[0]
+    assert bool(changed[:2].all()) and not changed[2:].any()
+
+
+def test_the_image_loss_is_a_sum_over_pixels():
+    keys = {"image": ObservationSpec((64, 64, 3), "uint8")}
+    decoder = ImageDecoder(keys, SMALL)
+    truth = torch.full((2, 3, 64, 64, 3), 51, dtype=torch.uint8)
+    loss = decoder.loss({"image": torch.full((2, 3, 64, 64, 3), 0.3)}, {"image": truth})["image"]
+    close(loss, torch.full((2, 3), 122.88))
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels", "side"),
+    [((64, 64), [4, 6, 8, 8], 4), ((96, 96), [4, 6, 8, 8], 6), ((40, 40), [4, 6, 8], 5), ((8, 8), [4], 4)],
+)
+def test_images_are_halved_to_a_small_map(shape, channels, side):
+    assert plan({"image": ObservationSpec((*shape, 3), "uint8")}, 2) == (channels, side, side)
+
+
+@pytest.mark.parametrize("shape", [(65, 64), (4, 4), (512, 512)])
+def test_an_image_that_cannot_be_halved_is_refused_with_advice(shape):
+    with pytest.raises(ConfigError, match="env.size"):
+        plan({"image": ObservationSpec((*shape, 3), "uint8")}, 2)
+
+
+def test_images_of_different_sizes_are_refused():
+    with pytest.raises(ConfigError, match="differ in size"):
+        plan(GRAY | {"other": ObservationSpec((16, 16, 1), "uint8")}, 2)
+
+
+def test_several_images_are_stacked_and_drawn_key_by_key():
+    encoder, decoder, obs = ImageEncoder(COLUMNS, SMALL, 0), ImageDecoder(COLUMNS, SMALL), draw(COLUMNS, (2, 3))
+    assert encoder(obs).shape == (2, 3, encoder.width)
+    stacked = {"image": torch.cat([obs["front"], obs["side"]], -1)}  # alphabetical
+    one = ImageEncoder({"image": ObservationSpec((8, 8, 4), "uint8")}, SMALL, 0)
+    one.load_state_dict(encoder.state_dict())
+    close(encoder(obs), one(stacked))
+    shown = decoder.show(decoder(latents(2, 3)))
+    assert {key: (value.dtype, value.shape) for key, value in shown.items()} == {
+        "front": (torch.uint8, (2, 3, 8, 8, 3)),
+        "side": (torch.uint8, (2, 3, 8, 8, 1)),
+    }
+
+
+@pytest.mark.parametrize("side", [8, 16, 20, 28])
+def test_a_map_whose_channels_the_blocks_do_not_divide_is_painted_by_fewer_blocks(side):
+    keys = {"image": ObservationSpec((side, side, 3), "uint8")}
+    sizes = replace(SMALL, depth=4, blocks=8)
+    assert ImageDecoder(keys, sizes)(latents(2))["image"].shape == (2, side, side, 3)
+
+
+def test_oblong_images_keep_their_sides():
+    keys = {"image": ObservationSpec((8, 16, 3), "uint8")}
+    assert ImageEncoder(keys, SMALL, 0)(draw(keys, (2,))).shape == (2, 4 * 8 * 4)
+    assert ImageDecoder(keys, SMALL)(latents(2))["image"].shape == (2, 8, 16, 3)
+
+
+# --- vectors ---
+
+
+def test_the_vector_encoder_has_the_published_values():
+    keys = {
+        "c": ObservationSpec((), "float32"),
+        "a": ObservationSpec((), "int64", 3),
+        "b": ObservationSpec((2,), "float32"),
+    }
+    encoder = VectorEncoder(keys, Sizes(8, 3, 3, units=4, depth=1, embed=4, layers=1), embed_dim=4)
+    fill(*(layer for layer in encoder.mlp if not isinstance(layer, nn.SiLU)))
+    obs = {"b": torch.tensor([[10.0, -1.0]]), "a": torch.tensor([2]), "c": torch.tensor([0.5])}
+    close(encoder(obs)[0], [1.171814, 0.175291, -0.263911, 0.061182], rtol=0, atol=1e-6)
+
+
+def test_numbers_are_predicted_in_symlog_space_and_summed_without_a_half():
+    decoder = VectorDecoder({"x": ObservationSpec((), "float32"), "y": ObservationSpec((2,), "float32")}, SMALL)
+    prediction = {"x": torch.tensor([[1.0]]), "y": torch.tensor([[1.0, 1.0]])}
+    loss = decoder.loss(prediction, {"x": torch.tensor([10.0]), "y": torch.tensor([[10.0, 10.0]])})
+    close(loss["x"], [1.9541113])
+    close(loss["y"], [2 * 1.9541113])
+
+
+def test_integers_are_predicted_by_cross_entropy_per_number():
+    keys = {"dice": ObservationSpec((2,), "int64", 6)}
+    decoder, logits = VectorDecoder(keys, SMALL), torch.randn(3, 12)
+    faces = torch.tensor([[0, 5], [1, 2], [3, 3]])
+    expected = nn.functional.cross_entropy(logits.view(3, 2, 6).transpose(1, 2), faces, reduction="none").sum(-1)
+    close(decoder.loss({"dice": logits}, {"dice": faces})["dice"], expected)
+
+
+def test_a_vector_is_shown_in_its_own_units_and_shape():
+    decoder, obs = VectorDecoder(VECTORS, SMALL), draw(VECTORS, (2, 3))
+    exact = {
+        "gear": 9.0 * nn.functional.one_hot(obs["gear"], 3).float(),
+        "height": symlog(obs["height"])[..., None],
+        "velocity": symlog(obs["velocity"]),
+    }
+    shown = decoder.show(exact)
+    for key, value in obs.items():
+        assert shown[key].shape == value.shape and shown[key].dtype == value.dtype
+        close(shown[key].float(), value.float())
+
+
+# --- groups ---
+
+
+def test_keys_are_grouped_by_what_they_look_like():
+    flat_bytes = {"ram": ObservationSpec((128,), "uint8")}
+    groups = {group.config.name: list(group.keys) for group in modalities(VECTORS | COLUMNS | flat_bytes)}
+    assert groups == {"vector": ["gear", "height", "ram", "velocity"], "image": ["front", "side"]}
+    assert list(groups) == ["vector", "image"]
+
+
+def test_tokens_of_mixed_observations_are_vectors_then_images():
+    world, obs = make_world(VECTORS | IMAGE), draw(VECTORS | IMAGE, (2, 3))
+    shake(world)
+    tokens = world.encode(obs)
+    close(tokens[..., :12], world.encoders["vector"](obs))
+    close(tokens[..., 12:], world.encoders["image"](obs))
