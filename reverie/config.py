@@ -154,7 +154,7 @@ def read(path: Path) -> dict[str, Any]:
     """The values in a JSON file, with short names replaced by the keys they stand for. Raises ConfigError."""
     try:
         if not path.is_file():
-            raise ConfigError(f"{path}: no such file; name an existing JSON file")
+            raise ConfigError("no such file; name an existing JSON file")
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
@@ -214,7 +214,7 @@ def _refuse_unsound(value: Any, path: str) -> None:
     if value is TWICE:
         raise ConfigError(f"{path}: written twice; keep one")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path} = {value}: should be a finite number")
+        raise ConfigError(f"{path} = {value}: should be a finite number".removeprefix(" = "))
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ConfigError(f"{path} = {_show(value)}: should be whole characters")
     for key, item in _children(value).items():
