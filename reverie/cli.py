@@ -87,6 +87,7 @@ def _positive(text: str) -> int:
 
 def _add_config_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", type=Path, help="a JSON file (default: configs/default.json, if present)")
+    command.add_argument("--multimodal", action="store_true", help="configs/multimodal.json: an image beside a vector")
     command.add_argument("--env", help="environment: a Gymnasium id, suite/task, or module:callable")
     command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
     command.add_argument("--steps", type=int, help="environment steps")
@@ -108,8 +109,12 @@ def _values(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load_config(options: argparse.Namespace) -> configuration.Config:
+    if options.multimodal and options.config:
+        raise ConfigError("--multimodal and --config both name a configuration; give one of them")
     default = Path("configs/default.json")
     path = options.config or (default if default.is_file() else None)
+    if options.multimodal:
+        path = Path("configs/multimodal.json")
     return configuration.load(path, options.overrides, _values(options))
 
 
