@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
+
+from reverie.config import load
+from reverie.env import make_vector
+from reverie.run.collect import Scores
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/learning")
@@ -26,21 +32,19 @@ RUNS = Path("runs/learning")
 
 @dataclass(frozen=True)
 class Task:
-    """What to run, and the mean evaluation return that counts as solved."""
+    """A file in ``configs``, how many seeds, and the mean evaluation return that counts as solved."""
 
-    arguments: tuple[str, ...]
+    config: str
     seeds: int
     goal: float
-    random: float
-    """Mean return of uniformly random actions, for the plot."""
 
 
 TASKS = {
-    "cartpole": Task(("--config", "configs/default.json"), 5, 475, 22.3),
-    "pendulum": Task(("--config", "configs/pendulum.json"), 3, -250, -1200),
-    "acrobot": Task(("--config", "configs/acrobot.json"), 3, -100, -499),
-    "lunarlander": Task(("--config", "configs/lunarlander.json"), 2, 200, -180),
-    "pixels": Task(("--config", "configs/pixels.json"), 2, 0.8, 0.0),
+    "cartpole": Task("default", 5, 475),
+    "pendulum": Task("pendulum", 3, -250),
+    "acrobot": Task("acrobot", 3, -100),
+    "pixels": Task("pixels", 2, 0.8),
+    "lunarlander": Task("lunarlander", 1, 200),
 }
 
 
@@ -50,7 +54,11 @@ def train(name: str, task: Task, seed: int, *, threads: int) -> Path:
     finished = folder / "finished"
     if not finished.exists():
         latest = folder / "checkpoints" / "latest.pt"
-        start = ["--checkpoint", str(latest)] if latest.exists() else [*task.arguments, "--seed", str(seed)]
+        start = (
+            ["--checkpoint", str(latest)]
+            if latest.exists()
+            else ["--config", f"configs/{task.config}.json", "--seed", str(seed)]
+        )
         settings = [f"run.directory={RUNS}", f"run.name={folder.name}", f"run.threads={threads}", "run.video=false",
                     "logger.tensorboard=false", f"run.checkpoint_dir={folder}/newest"]  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +96,25 @@ def judge(points: dict[str, list[float]], goal: float) -> dict[str, float | None
     }
 
 
-def plot(name: str, task: Task, curves: list[dict[str, list[float]]], path: Path) -> None:
+def random_return(task: Task, episodes: int = 100) -> float:
+    """Mean return of uniformly random actions."""
+    env = load(Path(f"configs/{task.config}.json")).env
+    envs, random = make_vector(env.model_copy(update={"mode": "inline"}), 0, envs=10), np.random.default_rng(0)
+    scores, finished = Scores(envs.size), []
+    while len(finished) < episodes:
+        parts = [
+            np.eye(part.size)[random.integers(part.size, size=envs.size)]
+            if part.discrete
+            else random.uniform(-1, 1, (envs.size, part.size))
+            for part in envs.action
+        ]
+        step = envs.step(np.concatenate(parts, 1).astype(np.float32))
+        finished += [episode.total for _, episode in scores.add(step.reward, step.first, step.last)]
+    envs.close()
+    return float(np.mean(finished))
+
+
+def plot(name: str, goal: float, random: float, curves: list[dict[str, list[float]]], path: Path) -> None:
     """Every seed's curve, the goal, and a random policy."""
     import matplotlib
 
@@ -99,16 +125,45 @@ def plot(name: str, task: Task, curves: list[dict[str, list[float]]], path: Path
     for axis, column, label in ((axes[0], "step", "environment steps"), (axes[1], "seconds", "seconds of training")):
         for seed, points in enumerate(curves):
             axis.plot(points[column], points["return"], label=f"seed {seed}", linewidth=1.4)
-        axis.axhline(task.goal, color="gray", linestyle="--", linewidth=1)
-        axis.axhline(task.random, color="gray", linestyle=":", linewidth=1)
+        axis.axhline(goal, color="gray", linestyle="--", linewidth=1)
+        axis.axhline(random, color="gray", linestyle=":", linewidth=1)
         axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("mean evaluation return")
     axes[0].legend(frameon=False)
-    figure.suptitle(f"{name}: dashed = goal {task.goal:g}, dotted = random policy {task.random:g}")
+    figure.suptitle(f"{name}: dashed = goal {goal:g}, dotted = random policy {random:.3g}")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def machine() -> str:
+    """Processor, cores and the versions that matter."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+    processor = names[0] if names else platform.processor()
+    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def report(name: str, paths: list[Path], load: str) -> None:
+    """Writes the results of one task, a metrics file per seed, and prints a line for each."""
+    task, curves = TASKS[name], [curve(path) for path in paths]
+    random, verdicts = random_return(task), [judge(points, task.goal) for points in curves]
+    result = {
+        "task": name,
+        "config": task.config,
+        "goal": task.goal,
+        "random": random,
+        "machine": machine(),
+        "side by side": load,
+        "verdicts": verdicts,
+        "curves": curves,
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"learning_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    plot(name, task.goal, random, curves, RESULTS / f"learning_{name}.png")
+    for seed, verdict in enumerate(verdicts):
+        print(f"{name} seed {seed}: {verdict}", flush=True)
 
 
 def main() -> None:
@@ -119,20 +174,17 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     options = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    for name in options.tasks or TASKS:
-        task = TASKS[name]
-        seeds = range(options.seeds or task.seeds)
-        with ThreadPoolExecutor(options.parallel) as pool:
-            paths = list(pool.map(partial(train, name, task, threads=options.threads), seeds))
-        curves = [curve(path) for path in paths]
-        verdicts = [judge(points, task.goal) for points in curves]
-        result = {"task": name, "arguments": task.arguments, "goal": task.goal, "parallel": options.parallel,
-                  "threads": options.threads, "verdicts": verdicts, "curves": curves}  # fmt: skip
-        (RESULTS / f"learning_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
-        plot(name, task, curves, RESULTS / f"learning_{name}.png")
-        for seed, verdict in zip(seeds, verdicts, strict=True):
-            print(f"{name} seed {seed}: {verdict}")
+    names = options.tasks or list(TASKS)
+    with ThreadPoolExecutor(options.parallel) as pool:
+        jobs = {
+            name: [
+                pool.submit(train, name, TASKS[name], seed, threads=options.threads)
+                for seed in range(options.seeds or TASKS[name].seeds)
+            ]
+            for name in names
+        }
+        for name in names:
+            report(name, [job.result() for job in jobs[name]], f"{options.parallel} x {options.threads} threads")
 
 
 if __name__ == "__main__":
