@@ -5,7 +5,8 @@ Read `Agent.learn` from top to bottom: it is the algorithm.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,8 @@ from reverie.types import (
     action_width,
 )
 from reverie.world.model import MultimodalWorldModel, WorldOptions
+
+log = logging.getLogger(__name__)
 
 
 class AgentOptions(Options):
@@ -65,6 +68,7 @@ class Agent(nn.Module):
         self.options, self.device = options, device
         observation, action = spaces
         self.action_width = action_width(action)
+        self.spaces = describe(observation, action)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.world = MultimodalWorldModel(world, observation, action)
@@ -150,37 +154,74 @@ class Agent(nn.Module):
     def checkpoint(self) -> dict[str, Any]:
         """Everything that learning changes, in plain containers."""
         return {
+            "spaces": self.spaces,
             "model_state": {name: value.clone() for name, value in self.state_dict().items()},
             **{f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Takes over what `checkpoint` returned. Raises StoredDataError where it is of another shape."""
-        self.load_model(state["model_state"])
-        for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state[f"{name}_optimizer"])
+        """Takes over what `checkpoint` returned.
+
+        Raises StoredDataError where a section is missing or of another shape; then nothing has changed.
+        """
+        optimizers = {f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()}
+        self._check_model(state)
+        _check_sections(state, {"generators", *optimizers})
+        _check_sections(state["generators"], self.generators)
+        for section, optimizer in optimizers.items():
+            optimizer.check(state[section])
+        self.load_state_dict(state["model_state"])
+        for section, optimizer in optimizers.items():
+            optimizer.load_state_dict(state[section])
         for name, generator in self.generators.items():
-            generator.set_state(state["generators"][name])
+            saved = state["generators"][name]
+            if saved.shape == generator.get_state().shape:
+                generator.set_state(saved)
+            else:
+                log.warning("resume is not bit-exact: random numbers '%s' of another kind of device begin anew", name)
 
-    def load_model(self, model_state: Mapping[str, Tensor]) -> None:
-        """Takes over weights and statistics alone. Raises StoredDataError naming what differs."""
-        mine = self.state_dict()
-        differing = [
-            name for name in mine.keys() | model_state.keys() if _shape(mine, name) != _shape(model_state, name)
-        ]
-        if differing:
-            name = min(differing)
-            raise StoredDataError(
-                f"the checkpoint does not fit this configuration: {len(differing)} tensors differ, such as {name} "
-                f"({_shape(model_state, name)} saved, {_shape(mine, name)} expected); use the configuration it was "
-                "trained with"
-            )
-        self.load_state_dict(model_state)
+    def restore_model(self, state: Mapping[str, Any]) -> None:
+        """Takes over only weights and statistics, which is enough to play. Raises what `restore` does."""
+        self._check_model(state)
+        self.load_state_dict(state["model_state"])
+
+    def _check_model(self, state: Mapping[str, Any]) -> None:
+        _check_sections(state, {"spaces", "model_state"})
+        for kind, mine in self.spaces.items():
+            _compare(f"{kind}s", state["spaces"].get(kind, {}), mine)
+        _compare("tensors", _shapes(state["model_state"]), _shapes(self.state_dict()))
 
 
-def _shape(state: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(state[name].shape) if name in state else None
+def describe(observation: Mapping[str, ObservationSpec], action: ActionSpec) -> dict[str, dict[str, str]]:
+    """What is observed and done, in words: two agents whose words are the same can take each other's place."""
+    return {
+        "observation": {
+            key: f"{spec.dtype}{list(spec.shape)}" + f" of {spec.classes} classes" * bool(spec.classes)
+            for key, spec in sorted(observation.items())
+        },
+        "action": {part.name: f"{part.size} {'classes' if part.discrete else 'numbers'}" for part in action},
+    }
+
+
+def _check_sections(state: Mapping[str, Any], expected: Iterable[str]) -> None:
+    if missing := sorted(set(expected) - state.keys()):
+        raise StoredDataError(f"the checkpoint lacks {', '.join(missing)}; use another one")
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _compare(what: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Raises StoredDataError naming the first entry that differs."""
+    differing = sorted(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name))
+    if differing:
+        name = differing[0]
+        raise StoredDataError(
+            f"the checkpoint does not fit: {len(differing)} {what} differ, such as {name} ({saved.get(name, 'nothing')} "
+            f"saved, {mine.get(name, 'nothing')} expected); use the environment and configuration it was trained with"
+        )
 
 
 def world_metrics(losses: Losses) -> Metrics:

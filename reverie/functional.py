@@ -39,16 +39,23 @@ def two_hot_mean(logits: Float[Tensor, "*batch K"], bins: Float[Tensor, "K"]) ->
     return ((probs.flip(-1)[..., :middle] - probs[..., :middle]) * -bins[:middle]).sum(-1)
 
 
-def two_hot_loss(
+def two_hot_logit(
     logits: Float[Tensor, "*batch K"], target: Float[Tensor, "*batch"], bins: Float[Tensor, "K"]
 ) -> Float[Tensor, "*batch"]:
-    """Cross-entropy against the two bins around ``target``, weighted linearly by raw distance."""
+    """The logit expected under the two bins around ``target``, weighted linearly by raw distance."""
     below = (torch.searchsorted(bins, target.contiguous(), right=True) - 1).clamp(0, bins.shape[0] - 2)
     low, high = bins[below], bins[below + 1]
     share = ((target - low) / (high - low)).clamp(0.0, 1.0)  # of the upper bin; the clamp serves targets out of range
     logit_below = logits.gather(-1, below[..., None]).squeeze(-1)
     logit_above = logits.gather(-1, below[..., None] + 1).squeeze(-1)
-    return torch.logsumexp(logits, -1) - torch.lerp(logit_below, logit_above, share)
+    return torch.lerp(logit_below, logit_above, share)
+
+
+def two_hot_loss(
+    logits: Float[Tensor, "*batch K"], target: Float[Tensor, "*batch"], bins: Float[Tensor, "K"]
+) -> Float[Tensor, "*batch"]:
+    """Cross-entropy of the softmax against the two-hot ``target``."""
+    return torch.logsumexp(logits, -1) - two_hot_logit(logits, target, bins)
 
 
 # --- Categorical latents and actions -------------------------------------------------------------------------------

@@ -167,13 +167,20 @@ class Optimizer:
             "count": self.count.clone(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises StoredDataError where the state is of another kind or another number of parameters."""
-        if state["kind"] != self.options.kind or state["step"].shape != self.moments[0].shape:
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raises StoredDataError where a state is incomplete, of another kind or of other parameters."""
+        tensors = {"step": self.moments[0], "square": self.moments[1], "count": self.count}
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        saved = {name: tuple(state[name].shape) if name in state else None for name in shapes}
+        if state.get("kind") != self.options.kind or saved != shapes:
             raise StoredDataError(
-                f"optimizer '{self.name}' is {self.options.kind} over {self.weight.numel()} numbers, in the checkpoint "
-                f"it is {state['kind']} over {state['step'].numel()}; resume with the configuration it was trained with"
+                f"optimizer '{self.name}' is {self.options.kind} over {shapes}, in the checkpoint it is "
+                f"{state.get('kind')} over {saved}; resume with the configuration it was trained with"
             )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Raises what `check` does; then nothing has changed."""
+        self.check(state)
         for mine, saved in zip(self.moments, (state["step"], state["square"]), strict=True):
             mine.copy_(saved)
         self.count.copy_(state["count"])

@@ -39,7 +39,7 @@ T = TypeVar("T")
 class ReverieError(Exception):
     """A failure that a user can mend: one line that says what, where, and what to do.
 
-    ``exit_code`` is what the command line returns for it (`reverie.run.errors` lists the codes).
+    ``exit_code`` is what the command line returns for it (`reverie.cli` lists the codes).
     """
 
     exit_code = 70

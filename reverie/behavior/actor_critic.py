@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from reverie.functional import lambda_return, replay_return, two_hot_bins, two_hot_loss, two_hot_mean
+from reverie.functional import lambda_return, replay_return, two_hot_bins, two_hot_logit, two_hot_mean
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.types import ActionSpec, Batch, Metrics, Options, Rollout
@@ -111,9 +111,10 @@ class ActorCritic(nn.Module):
         slow_value: Float[Tensor, "*batch"],
     ) -> Float[Tensor, "*batch"]:
         """Cross-entropy towards the return, plus a pull towards the slow critic."""
-        logits = self.critic(inputs)
-        pull = two_hot_loss(logits, slow_value, self.bins)
-        return two_hot_loss(logits, target, self.bins) + self.options.slow_scale * pull
+        logits, pull = self.critic(inputs), self.options.slow_scale
+        # Two cross-entropies of the same logits share one normaliser.
+        picked = two_hot_logit(logits, target, self.bins) + pull * two_hot_logit(logits, slow_value, self.bins)
+        return (1.0 + pull) * torch.logsumexp(logits, -1) - picked
 
     @torch.no_grad()
     def judge(self, rollout: Rollout) -> tuple[Judgement, Metrics]:

@@ -24,13 +24,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reverie.types import ReverieError, StoredDataError
+from reverie import config as configuration
+from reverie.config import Config
+from reverie.types import ConfigError, ReverieError, StoredDataError
 
 FORMAT = 1
 """The layout of the saved state; raised when a reader of the old one could not understand the new one."""
 
 MARK = b"reverie blake2b:"
 TRAILER = len(MARK) + 64
+
+SECTIONS = {
+    *("config", "directory", "global_step", "updates", "seconds", "episodes_collected", "best_return"),
+    *("metrics_history", "updates_paid", "collector", "replay", "threads"),
+}
+"""What a run stores beside its agent."""
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +80,26 @@ def load(path: Path) -> dict[str, Any]:
     if bytes(data[-TRAILER:]) != _trailer(data[:-TRAILER]):
         raise StoredDataError(f"{path}: corrupt (its digest does not match); use another checkpoint of the run")
     return decode(data, path)
+
+
+def load_run(*paths: Path) -> tuple[Config, dict[str, Any]]:
+    """The configuration and the state in the first sound checkpoint of a run; the paths after the first are spares.
+
+    Warns where a spare is used. Raises the StoredDataError of the first path where none is sound.
+    """
+    failure: StoredDataError | None = None
+    for path in paths:
+        try:
+            state = load(path)
+            config = _configuration(state, path)
+        except StoredDataError as error:
+            failure = failure or error
+            continue
+        if failure is not None:
+            log.warning("%s; going on from %s", failure, path)
+        return config, state
+    assert failure is not None, "at least one path"
+    raise failure
 
 
 def encode(state: Mapping[str, Any]) -> memoryview:
@@ -163,26 +191,6 @@ class Checkpoints:
             write(self.best, data)
         self._show(self.best)
 
-    def load(self) -> dict[str, Any] | None:
-        """The newest sound checkpoint, with a warning if that is not the latest; None if none was ever saved.
-
-        Raises StoredDataError when there are checkpoints but none can be used.
-        """
-        existing = [path for path in (self.latest, self.previous) if path.exists()]
-        failure = None
-        for path in existing:
-            try:
-                state = load(path)
-            except StoredDataError as error:
-                failure = failure or error
-                continue
-            if failure is not None:
-                log.warning("%s; going on from %s", failure, path)
-            return state
-        if failure is not None:
-            raise failure
-        return None
-
     def _show(self, path: Path) -> None:
         """Makes the mirror lead to ``path``: by a link, or by a copy where links are not allowed."""
         if self._mirror is None:
@@ -201,6 +209,16 @@ class Checkpoints:
             os.replace(temporary, target)
         except OSError as error:
             log.warning("cannot make %s lead to %s (%s); the checkpoint itself is safe", target, path, error.strerror)
+
+
+def _configuration(state: Mapping[str, Any], path: Path) -> Config:
+    """The configuration in a run's checkpoint, which must have every section that `DreamerV3Trainer.save` writes."""
+    if missing := sorted(SECTIONS - state.keys()):
+        raise StoredDataError(f"{path}: not the checkpoint of a run, it lacks {', '.join(missing)}; use another one")
+    try:
+        return configuration.build(state["config"])
+    except ConfigError as error:
+        raise StoredDataError(f"{path}: its configuration is not of this version: {error}; use another one") from error
 
 
 def _check(value: Any, key: str) -> None:

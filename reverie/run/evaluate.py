@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.config import Config
 from reverie.env import EnvOptions, make, make_vector
@@ -102,11 +101,10 @@ def dream_along(agent: Agent, recording: Recording, context: int = 5) -> tuple[d
 def restore_agent(path: Path, device: str) -> tuple[Agent, Config]:
     """The agent in a checkpoint, ready to play, and its configuration. Raises StoredDataError, DeviceError."""
     chosen = choose_device(device)
-    state = checkpoint.load(path)
-    config = configuration.build(state["config"])
+    config, state = checkpoint.load_run(path)
     env = make(config.env)
     spaces = env.observation, env.action
     env.close()
     agent = Agent(config.agent, config.world, config.behavior, spaces, chosen)
-    agent.load_model(state["model_state"])
+    agent.restore_model(state)
     return agent, config

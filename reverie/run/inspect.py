@@ -13,16 +13,15 @@ from reverie.run import checkpoint
 
 def describe(path: Path) -> Iterator[str]:
     """Lines about the checkpoint at ``path``. Raises StoredDataError where it cannot be read."""
-    state = checkpoint.load(path)
-    config = state["config"]
-    yield f"{path}: {config['env']['name']}, seed {config['run']['seed']}"
+    config, state = checkpoint.load_run(path)
+    yield f"{path}: {config.env.name}, seed {config.run.seed}"
     steps, episodes, updates = state["global_step"], state["episodes_collected"], state["updates"]
     yield f"  {steps} environment steps, {episodes} episodes, {updates} updates"
     best = state["best_return"]
     yield f"  best evaluation return: {'none yet' if best is None else round(best, 1)}"
     for row in state["metrics_history"][-5:]:
         yield f"    step {row['step']}: {row['evaluation/return']:.1f} ± {row['evaluation/deviation']:.1f}"
-    yield f"  parameters ({config['world']['size']}):"
+    yield f"  parameters ({config.world.size}):"
     yield from (f"    {name:<24}{count:>12,}" for name, count in count_parameters(state["model_state"]).items())
     yield f"  keys: {' '.join(sorted(state))}"
 

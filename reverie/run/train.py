@@ -76,14 +76,17 @@ class DreamerV3Trainer:
     def resume(cls, path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None):
         """Goes on from a checkpoint, with its configuration changed by what the caller sets.
 
-        The run's own latest checkpoint goes on in its folder, bit for bit. Any other one begins a new run with a copy
-        of the replay: the old run is left as it is.
+        The run's own latest checkpoint goes on in its folder, bit for bit; where it is corrupt, the one before it does,
+        with a warning. Any other one begins a new run with a copy of the replay: the old run is left as it is.
+
+        Raises StoredDataError where no checkpoint can be used, and ConfigError for what the caller sets.
         """
-        state = checkpoint.load(path)
-        config = configuration.override(state["config"], overrides, values)
         real = path.resolve()
         folder = real.parent.parent
-        if real.name == "latest.pt" and (folder / "replay").is_dir():
+        own = real.name == "latest.pt" and (folder / "replay").is_dir()
+        config, state = checkpoint.load_run(path, *([real.with_name("previous.pt")] if own else []))
+        config = configuration.override(config.model_dump(mode="json"), overrides, values)
+        if own:
             return cls(config, folder, state)
         fresh, replay = Path(config.run.directory) / _fresh_name(config), Path(state["directory"]) / "replay"
         log.info("%s is not the end of its run: going on in a new one, %s", path, fresh)
@@ -118,8 +121,8 @@ class DreamerV3Trainer:
                     self.save()
                 self.progress.update(self.step, self.updates)
             self.save()
-        if self.interruption.signal is not None:
-            log.info("Stopped at step %d; go on with --checkpoint %s", self.step, self.checkpoints.latest)
+        verb = "Finished" if self.interruption.signal is None else "Stopped"
+        log.info("%s at step %d; go on with --checkpoint %s", verb, self.step, self.checkpoints.latest)
         self.close()
         return self.interruption.exit_code
 
@@ -173,10 +176,7 @@ class DreamerV3Trainer:
 
     def _introduce(self) -> None:
         sizes = sum(parameter.numel() for parameter in self.agent.parameters())
-        keys = ", ".join(f"{key} {spec.dtype}{list(spec.shape)}" for key, spec in self.envs.observation.items())
-        actions = ", ".join(
-            f"{part.name} ({part.size}{' classes' if part.discrete else ''})" for part in self.envs.action
-        )
+        keys, actions = (", ".join(f"{key} ({text})" for key, text in kind.items()) for kind in self.agent.spaces.values())
         log.info("%s: observes %s; acts by %s", self.config.env.name, keys, actions)
         log.info("%d parameters on %s, %d environments, from step %d to %d, in %s", sizes, self.agent.device,
                  self.envs.size, self.step, self.config.run.steps, self.folder)  # fmt: skip

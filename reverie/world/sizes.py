@@ -42,7 +42,7 @@ def published(hidden: int) -> Sizes:
 
 
 PRESETS: dict[str, Sizes] = {
-    "tiny": Sizes(deter=128, hidden=32, classes=4, units=64, depth=4, embed=64, stoch=16),
+    "tiny": Sizes(deter=128, hidden=32, classes=4, units=64, depth=4, embed=64, stoch=16, bins=63),
     "1m": published(64),
     "12m": published(256),
     "25m": published(384),

@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from reverie.types import Latent, ObservationSpec
+from reverie.types import ConfigError, Latent, ObservationSpec
 from reverie.world.modality.image import ImageDecoder, ImageEncoder
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder
 from reverie.world.sizes import Sizes
@@ -86,7 +86,7 @@ class Modality:
 def modalities(observation: Mapping[str, ObservationSpec]) -> list[Modality]:
     """Groups the keys of an observation, in the order in which their tokens are concatenated.
 
-    Raises ValueError where a key has another shape than its entry in `MODALITY_CONFIGS`.
+    Raises ConfigError where a key has another shape than its entry in `MODALITY_CONFIGS`.
     """
     groups: dict[str, dict[str, ObservationSpec]] = {"vector": {}, "image": {}}
     for key in sorted(observation):
@@ -94,7 +94,8 @@ def modalities(observation: Mapping[str, ObservationSpec]) -> list[Modality]:
         if key in MODALITY_CONFIGS and key not in groups:
             expected = MODALITY_CONFIGS[key].input_shape
             if expected and expected != spec.shape:
-                raise ValueError(f"modality '{key}' is configured for shape {expected}, observed {spec.shape}")
+                raise ConfigError(f"modality '{key}' is configured for shape {expected}, but the environment shows "
+                                  f"{spec.shape}; change MODALITY_CONFIGS['{key}'].input_shape")  # fmt: skip
             groups[key] = {key: spec}
         else:
             groups["image" if spec.dtype == "uint8" and len(spec.shape) == 3 else "vector"][key] = spec
