@@ -56,7 +56,7 @@ class RunOptions(Options):
     directory: str = Field(default="runs", min_length=1)
     """Where the folders of all runs are kept."""
     steps: int = Field(default=100_000, ge=1)
-    """Environment steps to train for, over all environments together."""
+    """Environment steps to train for, all environments together; an action that is repeated counts once."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides every random number of the run."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")

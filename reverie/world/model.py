@@ -27,7 +27,7 @@ from reverie.world.sizes import PRESETS, Sizes
 class WorldOptions(Options):
     """What the world model looks like and how its losses are weighed."""
 
-    size: Literal["tiny", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "tiny"
+    size: Literal["tiny", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "1m"
     """One dial for all widths; the keys below that are not null replace single numbers of it."""
     deter: int | None = Field(default=None, ge=8)
     """Width of the deterministic state."""
