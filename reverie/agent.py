@@ -189,8 +189,8 @@ class Agent(nn.Module):
     def _check_model(self, state: Mapping[str, Any]) -> None:
         _check_sections(state, {"spaces", "model_state"})
         for kind, mine in self.spaces.items():
-            _compare(f"{kind}s", state["spaces"].get(kind, {}), mine)
-        _compare("tensors", _shapes(state["model_state"]), _shapes(self.state_dict()))
+            _compare(kind, state["spaces"].get(kind, {}), mine)
+        _compare("tensor", _shapes(state["model_state"]), _shapes(self.state_dict()))
 
 
 def describe(observation: Mapping[str, ObservationSpec], action: ActionSpec) -> dict[str, dict[str, str]]:
@@ -219,8 +219,8 @@ def _compare(what: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> No
     if differing:
         name = differing[0]
         raise StoredDataError(
-            f"the checkpoint does not fit: {len(differing)} {what} differ, such as {name} ({saved.get(name, 'nothing')} "
-            f"saved, {mine.get(name, 'nothing')} expected); use the environment and configuration it was trained with"
+            f"the checkpoint does not fit: {what} {name} is {saved.get(name, 'missing')} in it and "
+            f"{mine.get(name, 'missing')} here; use the environment and the configuration it was trained with"
         )
 
 

@@ -174,8 +174,8 @@ class Optimizer:
         saved = {name: tuple(state[name].shape) if name in state else None for name in shapes}
         if state.get("kind") != self.options.kind or saved != shapes:
             raise StoredDataError(
-                f"optimizer '{self.name}' is {self.options.kind} over {shapes}, in the checkpoint it is "
-                f"{state.get('kind')} over {saved}; resume with the configuration it was trained with"
+                f"optimizer '{self.name}' is {self.options.kind} over {self.weight.numel()} numbers, in the checkpoint "
+                f"it is {state.get('kind')} over {saved['step']}; resume with the configuration it was trained with"
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

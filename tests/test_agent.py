@@ -13,7 +13,7 @@ from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.imagine import imagine
 from reverie.optim import OptimizerOptions
-from reverie.types import ActionPart, Batch, Step, StoredDataError
+from reverie.types import ActionPart, Batch, ObservationSpec, Step, StoredDataError
 from tests.core import CHOICE, IMAGE, STEER, VECTORS, close, draw, make_agent, make_batch, record, shake
 
 CONSTANT = OptimizerOptions(warmup=0, rate=0.003)
@@ -243,12 +243,55 @@ def test_a_checkpoint_does_not_change_with_further_learning():
 
 
 @pytest.mark.parametrize(
-    ("observation", "action"), [(IMAGE, CHOICE), (VECTORS, (ActionPart("choice", 4, True),)), (VECTORS | IMAGE, CHOICE)]
+    ("observation", "action", "complaint"),
+    [
+        (VECTORS | IMAGE, CHOICE, r"observation image is missing in it and uint8\[8, 8, 3\] here"),
+        (VECTORS | {"gear": ObservationSpec((), "int64", 4)}, CHOICE, r"gear is int64\[\] of 3 classes in it and .* 4"),
+        (VECTORS, (ActionPart("choice", 4, True),), "action choice is 3 classes in it and 4 classes here"),
+        (VECTORS, (ActionPart("choice", 3, False),), "action choice is 3 classes in it and 3 numbers here"),
+    ],
 )
-def test_a_checkpoint_of_another_shape_is_refused_and_changes_nothing(observation, action):
-    agent = make_agent()
+def test_a_checkpoint_of_another_environment_is_refused_in_one_line_and_changes_nothing(observation, action, complaint):
+    agent = make_agent(observation, action)
     before = values(agent)
-    with pytest.raises(StoredDataError, match="does not fit") as refusal:
-        agent.restore(make_agent(observation, action, seed=3).checkpoint())
-    assert "\n" not in str(refusal.value)
+    for take in (agent.restore, agent.restore_model):
+        with pytest.raises(StoredDataError, match=f"^the checkpoint does not fit: .*{complaint}") as refusal:
+            take(make_agent(seed=3).checkpoint())
+        assert "\n" not in str(refusal.value)
     assert not changed(agent, before)
+
+
+def test_a_checkpoint_of_another_size_is_refused():
+    state = make_agent().checkpoint()
+    state["model_state"]["world.reward_head.0.bias"] = torch.zeros(3)
+    with pytest.raises(StoredDataError, match=r"tensor world\.reward_head\.0\.bias is \(3,\) in it and \(16,\) here"):
+        make_agent().restore(state)
+
+
+@pytest.mark.parametrize("section", ["spaces", "model_state", "generators", "world_optimizer", "critic_optimizer"])
+def test_a_checkpoint_that_lacks_a_section_is_refused_and_changes_nothing(section):
+    agent = make_agent()
+    before, generator = values(agent), agent.generators["learn"].get_state()
+    state = make_agent(seed=3).checkpoint()
+    del state[section]
+    with pytest.raises(StoredDataError, match=f"lacks {section}"):
+        agent.restore(state)
+    assert not changed(agent, before)
+    assert torch.equal(agent.generators["learn"].get_state(), generator)
+
+
+def test_an_optimizer_that_does_not_fit_is_found_before_anything_changes():
+    agent = make_agent()
+    before, state = values(agent), make_agent(seed=3).checkpoint()
+    del state["critic_optimizer"]["square"]
+    with pytest.raises(StoredDataError, match="optimizer 'critic'"):
+        agent.restore(state)
+    assert not changed(agent, before)
+
+
+def test_random_numbers_of_another_device_begin_anew_with_a_warning(caplog):
+    agent = make_agent()
+    state = make_agent(seed=3).checkpoint()
+    state["generators"] = {name: torch.zeros(16, dtype=torch.uint8) for name in state["generators"]}  # as CUDA has them
+    agent.restore(state)
+    assert "not bit-exact" in caplog.text

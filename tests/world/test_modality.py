@@ -8,7 +8,7 @@ from torch import nn
 
 from reverie.functional import symlog
 from reverie.types import ConfigError, Latent, ObservationSpec
-from reverie.world.modality import modalities
+from reverie.world.modality import MODALITY_CONFIGS, ModalityConfig, modalities
 from reverie.world.modality.image import ImageDecoder, ImageEncoder, plan
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder
 from reverie.world.sizes import Sizes
@@ -179,3 +179,9 @@ def test_tokens_of_mixed_observations_are_vectors_then_images():
     tokens = world.encode(obs)
     close(tokens[..., :12], world.encoders["vector"](obs))
     close(tokens[..., 12:], world.encoders["image"](obs))
+
+
+def test_a_key_of_another_shape_than_its_configuration_is_refused(monkeypatch):
+    monkeypatch.setitem(MODALITY_CONFIGS, "lidar", ModalityConfig("lidar", (32, 4), 8, "vector", "vector"))
+    with pytest.raises(ConfigError, match=r"'lidar' is configured for shape \(32, 4\), .* shows \(16, 4\)"):
+        modalities({"lidar": ObservationSpec((16, 4), "float32")})
