@@ -82,24 +82,34 @@ def load(path: Path) -> dict[str, Any]:
     return decode(data, path)
 
 
-def load_run(*paths: Path) -> tuple[Config, dict[str, Any]]:
-    """The configuration and the state in the first sound checkpoint of a run; the paths after the first are spares.
+def load_first(path: Path, *spares: Path) -> tuple[Path, dict[str, Any]]:
+    """The first sound checkpoint and its path, with a warning where that is a spare.
 
-    Warns where a spare is used. Raises the StoredDataError of the first path where none is sound.
+    Raises the StoredDataError of ``path`` where none is sound.
     """
-    failure: StoredDataError | None = None
-    for path in paths:
-        try:
-            state = load(path)
-            config = _configuration(state, path)
-        except StoredDataError as error:
-            failure = failure or error
-            continue
-        if failure is not None:
-            log.warning("%s; going on from %s", failure, path)
-        return config, state
-    assert failure is not None, "at least one path"
-    raise failure
+    try:
+        return path, load(path)
+    except StoredDataError as failure:
+        for spare in spares:
+            with contextlib.suppress(StoredDataError):
+                state = load(spare)
+                log.warning("%s; going on from %s, though not bit for bit", failure, spare)
+                return spare, state
+        raise
+
+
+def load_run(path: Path, *spares: Path) -> tuple[Config, dict[str, Any]]:
+    """The configuration and the state of a run, from the first sound checkpoint; otherwise as `load_first`.
+
+    Raises StoredDataError also where a section is missing or the configuration is not valid.
+    """
+    path, state = load_first(path, *spares)
+    if missing := sorted(SECTIONS - state.keys()):
+        raise StoredDataError(f"{path}: not the checkpoint of a run, it lacks {', '.join(missing)}; use another one")
+    try:
+        return configuration.build(state["config"]), state
+    except ConfigError as error:
+        raise StoredDataError(f"{path}: its configuration is of another version: {error}; use another one") from error
 
 
 def encode(state: Mapping[str, Any]) -> memoryview:
@@ -209,16 +219,6 @@ class Checkpoints:
             os.replace(temporary, target)
         except OSError as error:
             log.warning("cannot make %s lead to %s (%s); the checkpoint itself is safe", target, path, error.strerror)
-
-
-def _configuration(state: Mapping[str, Any], path: Path) -> Config:
-    """The configuration in a run's checkpoint, which must have every section that `DreamerV3Trainer.save` writes."""
-    if missing := sorted(SECTIONS - state.keys()):
-        raise StoredDataError(f"{path}: not the checkpoint of a run, it lacks {', '.join(missing)}; use another one")
-    try:
-        return configuration.build(state["config"])
-    except ConfigError as error:
-        raise StoredDataError(f"{path}: its configuration is not of this version: {error}; use another one") from error
 
 
 def _check(value: Any, key: str) -> None:

@@ -176,7 +176,9 @@ class DreamerV3Trainer:
 
     def _introduce(self) -> None:
         sizes = sum(parameter.numel() for parameter in self.agent.parameters())
-        keys, actions = (", ".join(f"{key} ({text})" for key, text in kind.items()) for kind in self.agent.spaces.values())
+        keys, actions = (
+            ", ".join(f"{key} ({text})" for key, text in kind.items()) for kind in self.agent.spaces.values()
+        )
         log.info("%s: observes %s; acts by %s", self.config.env.name, keys, actions)
         log.info("%d parameters on %s, %d environments, from step %d to %d, in %s", sizes, self.agent.device,
                  self.envs.size, self.step, self.config.run.steps, self.folder)  # fmt: skip

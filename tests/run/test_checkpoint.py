@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from reverie import config as configuration
 from reverie.run import checkpoint
 from reverie.run.checkpoint import Checkpoints, DivergenceError, ResourceError, load, save
 from reverie.types import StoredDataError
@@ -28,6 +29,10 @@ def state(step: int = 1) -> dict:
         "config": {"run": {"name": None, "video": True, "target_return": float("inf")}},
         "global_step": step,
     }
+
+
+def newest(kept: Checkpoints) -> dict:
+    return checkpoint.load_first(kept.latest, kept.previous)[1]
 
 
 def refusal(path: Path) -> str:
@@ -145,13 +150,12 @@ def test_another_format_is_refused_with_advice(tmp_path, monkeypatch, version, a
 
 def test_a_run_keeps_the_latest_the_previous_and_the_best(tmp_path):
     kept = Checkpoints(tmp_path)
-    assert kept.load() is None
     kept.save(state(1))
     kept.save(state(2), best=True)
     kept.save(state(3))
     steps = [load(path)["global_step"] for path in (kept.latest, kept.previous, kept.best)]
     assert steps == [3, 2, 2]
-    assert kept.load()["global_step"] == 3
+    assert newest(kept)["global_step"] == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best_model.pt", "latest.pt", "previous.pt"]
 
 
@@ -166,7 +170,7 @@ def test_a_corrupt_latest_gives_way_to_the_previous_with_a_warning(tmp_path, cap
     kept.save(state(2))
     kept.latest.write_bytes(kept.latest.read_bytes()[:-100])
     with caplog.at_level(logging.WARNING):
-        assert kept.load()["global_step"] == 1
+        assert newest(kept)["global_step"] == 1
     assert "latest.pt" in caplog.text
     assert "previous.pt" in caplog.text
 
@@ -185,7 +189,7 @@ def test_a_missing_latest_gives_way_to_the_previous(tmp_path):
     kept.save(state(1))
     kept.save(state(2))
     kept.latest.unlink()
-    assert kept.load()["global_step"] == 1
+    assert newest(kept)["global_step"] == 1
 
 
 def test_when_no_checkpoint_is_sound_the_run_does_not_start_from_nothing(tmp_path):
@@ -193,7 +197,32 @@ def test_when_no_checkpoint_is_sound_the_run_does_not_start_from_nothing(tmp_pat
     kept.save(state(1))
     kept.latest.write_bytes(b"dust")
     with pytest.raises(StoredDataError, match=r"latest\.pt"):
-        kept.load()
+        newest(kept)
+
+
+def run_state() -> dict:
+    """A state with every section that a run stores beside its agent."""
+    return dict.fromkeys(checkpoint.SECTIONS) | {"config": configuration.Config().model_dump(mode="json")}
+
+
+def test_the_checkpoint_of_a_run_brings_its_configuration(tmp_path):
+    save(tmp_path / "a.pt", run_state())
+    config, loaded = checkpoint.load_run(tmp_path / "a.pt")
+    assert config == configuration.Config()
+    assert loaded.keys() == {"format", *checkpoint.SECTIONS}
+
+
+@pytest.mark.parametrize("section", sorted(checkpoint.SECTIONS))
+def test_a_section_that_is_missing_is_named(tmp_path, section):
+    save(tmp_path / "a.pt", {name: value for name, value in run_state().items() if name != section})
+    with pytest.raises(StoredDataError, match=rf"a\.pt: .*lacks {section};"):
+        checkpoint.load_run(tmp_path / "a.pt")
+
+
+def test_a_configuration_of_another_version_is_the_fault_of_the_file(tmp_path):
+    save(tmp_path / "a.pt", run_state() | {"config": {"world": {"depht": 3}}})
+    with pytest.raises(StoredDataError, match=r"a\.pt: .*world\.depht = 3: unknown key"):
+        checkpoint.load_run(tmp_path / "a.pt")
 
 
 def test_leftovers_of_a_killed_save_are_removed(tmp_path):
@@ -206,11 +235,11 @@ def test_the_shared_folder_leads_to_the_newest_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shared = Path("checkpoints")
     Checkpoints(Path("runs/old/checkpoints"), shared).save(state(1))
-    newest = Checkpoints(Path("runs/new/checkpoints"), shared)
-    newest.save(state(2))
-    newest.save(state(3))
+    kept = Checkpoints(Path("runs/new/checkpoints"), shared)
+    kept.save(state(2))
+    kept.save(state(3))
     assert [load(shared / name)["global_step"] for name in ("latest.pt", "best_model.pt")] == [3, 2]
-    assert (shared / "latest.pt").resolve() == newest.latest.resolve()
+    assert (shared / "latest.pt").resolve() == kept.latest.resolve()
     assert sorted(path.name for path in shared.iterdir()) == ["best_model.pt", "latest.pt"]
     Path("elsewhere").mkdir()
     shared.rename("moved")
@@ -234,14 +263,14 @@ def test_a_run_whose_own_folder_is_the_shared_one_keeps_its_files(tmp_path):
     kept = Checkpoints(tmp_path, tmp_path)
     kept.save(state(1))
     assert not kept.latest.is_symlink()
-    assert kept.load()["global_step"] == 1
+    assert newest(kept)["global_step"] == 1
 
 
 def test_a_shared_folder_that_cannot_be_used_costs_a_warning(tmp_path, caplog):
     (tmp_path / "shared").write_text("a file")
     kept = Checkpoints(tmp_path / "run", tmp_path / "shared")
     kept.save(state(1))
-    assert kept.load()["global_step"] == 1
+    assert newest(kept)["global_step"] == 1
     assert "the checkpoint itself is safe" in caplog.text
 
 

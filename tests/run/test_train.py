@@ -19,7 +19,7 @@ from reverie.config import Config
 from reverie.env import ENVIRONMENTS
 from reverie.run import checkpoint
 from reverie.run.train import DreamerV3Trainer
-from reverie.types import Batch, Carry, ReverieError, Step
+from reverie.types import Batch, Carry, ReverieError, Step, StoredDataError
 from tests.counting import create_counting
 
 TINY = {
@@ -133,6 +133,25 @@ def test_another_checkpoint_than_the_latest_begins_a_new_run_and_leaves_the_old_
     assert branch.folder != tmp_path / "run" and len(branch.replay) == branch.step > 0
     branch.train()
     assert digest(final_state(tmp_path)) == before
+
+
+def test_a_corrupt_latest_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog):
+    DreamerV3Trainer(make_config(tmp_path, run={"checkpoint_every": 80})).train()
+    latest = tmp_path / "run" / "checkpoints" / "latest.pt"
+    latest.write_bytes(latest.read_bytes()[:-1000])
+    with caplog.at_level("WARNING"):
+        again = DreamerV3Trainer.resume(latest, ["run.steps=200"])
+    assert again.folder == tmp_path / "run" and again.step == len(again.replay) < 200
+    for words in ("latest.pt: not a checkpoint", "going on from", "previous.pt", "latents stay as they are now"):
+        assert words in caplog.text
+    again.train()
+    assert final_state(tmp_path)["global_step"] == 200
+
+
+def test_a_checkpoint_of_another_environment_is_refused_in_one_line(tmp_path):
+    DreamerV3Trainer(make_config(tmp_path, run={"steps": 8})).train()
+    with pytest.raises(StoredDataError, match=r"observation vector is float32\[4\] in it and float32\[6\] here"):
+        DreamerV3Trainer.resume(tmp_path / "newest" / "latest.pt", values={"env.name": "Acrobot-v1"})
 
 
 def test_a_run_folder_is_not_overwritten(tmp_path):
