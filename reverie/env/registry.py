@@ -109,6 +109,8 @@ def make(options: EnvOptions) -> Environment:
         raise ConfigError(
             f"{options.name} needs the package {module}: pip install 'reverie[{EXTRAS[module]}]'"
         ) from error
+    except TypeError as error:
+        raise ConfigError(f"{options.name} cannot be made with env.kwargs = {options.kwargs}: {error}") from error
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigError(f"{options.name} needs a package that is not installed: {error}") from error
     return _check_sizes(_wrap(GymnasiumEnvironment(_with_spaces(env, options)), options), options)

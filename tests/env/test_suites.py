@@ -125,6 +125,11 @@ def test_sizes_that_disagree_name_both_values():
     make(EnvOptions(obs_dim=4, action_dim=2)).close()
 
 
+def test_keyword_arguments_that_do_not_fit_are_refused_at_once():
+    with pytest.raises(ConfigError, match=r"CartPole-v1 cannot be made with env\.kwargs = \{'wheels': 3\}: .*wheels"):
+        make(EnvOptions(name="CartPole-v1", kwargs={"wheels": 3}))
+
+
 class Old:
     """An environment of the older interface, without spaces."""
 
