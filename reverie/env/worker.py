@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
+from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
 
 import cloudpickle
@@ -100,7 +101,8 @@ class Worker:
             context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, recipe), name=name, daemon=True)
-        self.process.start()
+        with _without_main():
+            self.process.start()
         theirs.close()
 
     def send(self, command: str, *arguments: Any) -> None:
@@ -177,6 +179,19 @@ def as_failure(error: BaseException) -> Exception:
     if isinstance(error, ReverieError):
         return error
     return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hides the script that runs: else every worker would import it, and one without ``if __name__`` trains again.
+
+    Nothing is missed: the recipe brings along what it needs of that script.
+    """
+    main, sys.modules["__main__"] = sys.modules["__main__"], ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _next(connection: Connection) -> tuple:
