@@ -6,12 +6,15 @@ Every mistake that a user can mend is one line on standard error and a documente
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from reverie import config as configuration
 from reverie.types import ConfigError, ReverieError
@@ -39,8 +42,8 @@ def parser() -> argparse.ArgumentParser:
     play = commands.add_parser("play", help="film episodes, and the world model's dream of one")
     for command, run, episodes in ((evaluate, _evaluate, 100), (play, _play, 1)):
         command.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pt"))
-        command.add_argument("--episodes", type=_positive, default=episodes)
-        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("--episodes", type=_at_least(1), default=episodes)
+        command.add_argument("--seed", type=_at_least(0), default=0)
         command.add_argument("--device", default="auto")
         command.set_defaults(run=run)
     play.add_argument("--output", type=Path, default=Path("media"), help="folder for the videos")
@@ -57,18 +60,38 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
+    sys.path.append("")  # `--env module:callable` may be in the working folder
     try:
-        options = parser().parse_args(arguments)
+        options = parse(arguments)
         return options.run(options)
     except ReverieError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
+        print(f"error: {type(error).__name__}: {error}; check disk, memory and permissions", file=sys.stderr)
+        return 6
     except Exception as error:
-        Path("crash.txt").write_text(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            Path("crash.txt").write_text(traceback.format_exc())
         print(f"error: internal: {type(error).__name__}: {error}; please report crash.txt", file=sys.stderr)
         return 70
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of one command. ``section.key=value`` may stand anywhere: argparse alone takes one group of them.
+
+    Raises ConfigError.
+    """
+    main = parser()
+    options, rest = main.parse_known_args(arguments)
+    strangers = [text for text in rest if text.startswith("-") or "overrides" not in options]
+    if strangers:
+        main.error(f"unrecognized arguments: {' '.join(strangers)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,10 +101,12 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} should be at least 1")
+def _at_least(smallest: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text} should be at least {smallest}")
+        return int(text)
+
     return number
 
 
@@ -127,10 +152,12 @@ def _train(options: argparse.Namespace) -> int:
         config = _load_config(options)
         console(config.logger.level)
         return DreamerV3Trainer(config).train()
-    if options.config is not None:
-        raise ConfigError("--config and --checkpoint: a checkpoint brings its own configuration; change single keys "
-                          "with section.key=value")  # fmt: skip
-    return DreamerV3Trainer.resume(options.checkpoint, options.overrides, _values(options)).train()
+    if options.config is not None or options.multimodal:
+        raise ConfigError("--checkpoint brings its own configuration; leave out --config and --multimodal, and change "
+                          "single keys with section.key=value")  # fmt: skip
+    trainer = DreamerV3Trainer.resume(options.checkpoint, options.overrides, _values(options))
+    console(trainer.config.logger.level)
+    return trainer.train()
 
 
 def _evaluate(options: argparse.Namespace) -> int:

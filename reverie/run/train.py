@@ -100,7 +100,13 @@ class DreamerV3Trainer:
     # --- the loop ---
 
     def train(self) -> int:
-        """Trains until the step budget, the target return or a signal; returns the process's exit code."""
+        """Trains until the step budget, the target return or a signal, then closes; returns the process's exit code."""
+        try:
+            return self._train()
+        finally:
+            self.close()
+
+    def _train(self) -> int:
         run = self.config.run
         logs, evaluations, saves = Every(run.log_every), Every(run.evaluate_every), Every(run.checkpoint_every)
         self._introduce()
@@ -123,7 +129,6 @@ class DreamerV3Trainer:
             self.save()
         verb = "Finished" if self.interruption.signal is None else "Stopped"
         log.info("%s at step %d; go on with --checkpoint %s", verb, self.step, self.checkpoints.latest)
-        self.close()
         return self.interruption.exit_code
 
     def _collect(self) -> None:
