@@ -6,6 +6,7 @@ Reading an observation also checks and copies it, so what has passed here is fin
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -60,7 +61,7 @@ class ObservationReader:
             for index, child in enumerate(space.spaces):
                 self._walk(child, (*path, index))
         elif space.dtype is not None and space.dtype.kind == "U":
-            logger.warning("observation %r is text, which is left out", "/".join(map(str, path)))
+            _warn_of_text("/".join(map(str, path)))
         elif math.prod(space.shape or ()):
             spec, start = _observation_spec(space)
             is_image = spec.dtype == "uint8" and len(spec.shape) == 3
@@ -118,6 +119,12 @@ def action_writer(
     raise ConfigError(
         f"the action space {label!r} = {space} is not supported; use Box (float), Discrete, Multi* or Dict"
     )
+
+
+@functools.cache
+def _warn_of_text(key: str) -> None:
+    """Once, however many environments show it."""
+    logger.warning("observation %r is text, which is left out", key)
 
 
 def _follow(value: Any, path: tuple) -> Any:

@@ -22,6 +22,9 @@ from reverie.run.device import choose_device
 MOST_ENVS = 50
 """Environments that are played side by side at most."""
 
+RECORDED = 100
+"""Steps of an episode that a prediction video shows: their frames are dreamed all at once."""
+
 
 @dataclass
 class Recording:
@@ -102,6 +105,8 @@ def restore_agent(path: Path, device: str) -> tuple[Agent, Config]:
     """The agent in a checkpoint, ready to play, and its configuration. Raises StoredDataError, DeviceError."""
     chosen = choose_device(device)
     config, state = checkpoint.load_run(path)
+    if config.run.threads:
+        torch.set_num_threads(config.run.threads)
     env = make(config.env)
     spaces = env.observation, env.action
     env.close()

@@ -12,13 +12,14 @@ from reverie.agent import Agent
 from reverie.env import EnvOptions, make_vector
 from reverie.run import video
 from reverie.run.collect import Scores
-from reverie.run.evaluate import Recording, dream_along
+from reverie.run.evaluate import RECORDED, Recording, dream_along
 
 
 def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Path) -> Iterator[str]:
     """Plays ``episodes`` one after another; writes ``episode_<n>`` and ``dream_<n>_<key>`` videos into ``output``.
 
-    Yields a line per episode and per file. An environment that cannot draw itself is filmed by its dream alone.
+    A dream is of the first `RECORDED` steps. An environment that cannot draw itself is filmed by its dream alone.
+    Yields a line per episode and per file.
     """
     envs = make_vector(options.model_copy(update={"mode": "inline"}), seed, envs=1)
     generator = torch.Generator(agent.device).manual_seed(seed)
@@ -29,8 +30,9 @@ def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Pa
             frames, recording, finished = [], Recording(), []
             while not finished:
                 step = envs.step(action)
-                recording.obs.append({key: value[0].copy() for key, value in step.obs.items()})
-                recording.previous_action.append(action[0])
+                if len(recording) < RECORDED:
+                    recording.obs.append({key: value[0].copy() for key, value in step.obs.items()})
+                    recording.previous_action.append(action[0])
                 if (frame := envs.render()) is not None:
                     frames.append(frame)
                 finished = scores.add(step.reward, step.first, step.last)

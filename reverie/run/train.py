@@ -22,16 +22,13 @@ from reverie.run import checkpoint, video
 from reverie.run.clock import Every, Interruption, Ratio
 from reverie.run.collect import Collector
 from reverie.run.device import choose_device
-from reverie.run.evaluate import Evaluation, dream_along, evaluate
+from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate
 from reverie.run.lock import lock
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
 from reverie.types import Metrics, StoredDataError
 
 log = logging.getLogger(__name__)
-
-RECORDED = 100
-"""Steps of an evaluation episode that the prediction video shows."""
 
 
 class DreamerV3Trainer:
