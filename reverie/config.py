@@ -108,10 +108,10 @@ class Config(Options):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         replay, starts = self.replay, self.agent.starts
-        rows = (replay.batch_size + self.env.envs) * replay.length
-        if replay.capacity < rows:
+        needed = replay.least_capacity(self.env.envs)
+        if replay.capacity < needed:
             raise ConfigError(
-                f"replay.capacity = {replay.capacity}: one batch needs {rows} steps; raise it, "
+                f"replay.capacity = {replay.capacity}: one batch needs {needed} steps; raise it, "
                 "or lower replay.batch_size, replay.length or env.envs"
             )
         if starts > replay.length:

@@ -56,6 +56,10 @@ class ReplayOptions(Options):
     online: bool = True
     """Serve each new non-overlapping window once, as soon as it is complete."""
 
+    def least_capacity(self, streams: int) -> int:
+        """Steps that `SequenceReplayBuffer.ready` asks for, with room for the chunk that is evicted next."""
+        return (self.batch_size + streams) * self.length * 9 // 8 + 1
+
 
 class SequenceReplayBuffer:
     """Streams of steps on disk, served as overlapping sequences.
@@ -85,9 +89,7 @@ class SequenceReplayBuffer:
         capacity = options.capacity
         if options.capacity_bytes:
             capacity = min(capacity, options.capacity_bytes // (row_bytes(columns) + row_bytes(latent)))
-        needed = (
-            options.batch_size + streams
-        ) * options.length * 9 // 8 + 1  # what `ready` asks for, after an eviction
+        needed = options.least_capacity(streams)
         if capacity < needed:
             raise ConfigError(
                 f"replay: a capacity of {capacity} steps cannot hold one batch from {streams} environments;"
