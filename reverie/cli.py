@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -63,12 +64,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sys.path.append("")  # `--env module:callable` may be in the working folder
     try:
         options = parse(arguments)
-        return options.run(options)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
     except ReverieError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader of our output has gone, as after `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (OSError, MemoryError, torch.OutOfMemoryError) as error:
         print(f"error: {type(error).__name__}: {error}; check disk, memory and permissions", file=sys.stderr)
         return 6

@@ -109,6 +109,14 @@ def test_a_mistake_is_one_line_and_has_its_exit_code(folder, code, words, argume
     assert words in call(folder, *arguments, code=code)
 
 
+def test_a_reader_that_goes_away_is_no_mistake(tmp_path):
+    process = start(tmp_path, "config")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == ""
+
+
 def test_a_run_folder_has_one_owner_and_an_interrupted_run_saves_and_goes_on(tmp_path):
     (tmp_path / "tiny.json").write_text(json.dumps(TINY))
     owner = start(tmp_path, "train", "--config", "tiny.json", "--steps", "1000000")
