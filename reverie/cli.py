@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pt"))
         command.add_argument("--episodes", type=_at_least(1), default=episodes)
         command.add_argument("--seed", type=_at_least(0), default=0)
+        command.add_argument("--env", help="another name for its environment, such as module:callable")
         command.add_argument("--device", default="auto")
         command.set_defaults(run=run)
     play.add_argument("--output", type=Path, default=Path("media"), help="folder for the videos")
@@ -169,7 +170,7 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from reverie.run.evaluate import evaluate, restore_agent
 
-    agent, config = restore_agent(options.checkpoint, options.device)
+    agent, config = restore_agent(options.checkpoint, options.device, options.env)
     print(evaluate(agent, config.env, options.episodes, options.seed))
     return 0
 
@@ -178,7 +179,7 @@ def _play(options: argparse.Namespace) -> int:
     from reverie.run.evaluate import restore_agent
     from reverie.run.play import play
 
-    agent, config = restore_agent(options.checkpoint, options.device)
+    agent, config = restore_agent(options.checkpoint, options.device, options.env)
     for line in play(agent, config.env, options.episodes, options.seed, options.output):
         print(line, flush=True)
     return 0

@@ -4,7 +4,16 @@ Start with `make_vector`. `ENVIRONMENTS` is the registry; add your own with ``EN
 """
 
 from reverie.env.registry import ENVIRONMENTS, EnvOptions, make, with_protocol
-from reverie.env.vector import VectorEnv, make_vector
+from reverie.env.vector import VectorEnv, make_vector, runs_inline
 from reverie.env.wrappers import Environment
 
-__all__ = ["ENVIRONMENTS", "EnvOptions", "Environment", "VectorEnv", "make", "make_vector", "with_protocol"]
+__all__ = [
+    "ENVIRONMENTS",
+    "EnvOptions",
+    "Environment",
+    "VectorEnv",
+    "make",
+    "make_vector",
+    "runs_inline",
+    "with_protocol",
+]

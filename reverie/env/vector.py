@@ -104,6 +104,11 @@ class VectorEnv:
         if lost:
             logger.warning("%s: the open episodes of workers %s cannot be continued and are truncated", self.name, lost)
 
+    def abandon(self) -> None:
+        """Gives up every open episode: the next row of each ends it as truncated."""
+        for slot in self.slots:
+            slot.lost = slot.open
+
     def close(self) -> None:
         """Closes every environment; those that do not answer are ended."""
         for slot in self.slots:
@@ -117,11 +122,15 @@ def make_vector(options: EnvOptions, seed: int, *, envs: int | None = None) -> V
     """``envs`` (or ``options.envs``) environments, inline or in processes. Raises as `make` and `VectorEnv` do."""
     size = envs or options.envs
     find(options.name)
-    alone = options.mode == "inline" or (options.mode == "auto" and (size == 1 or _is_fast(options.name)))
-    recipe = None if alone else _recipe(options)
+    recipe = None if runs_inline(options, size) else _recipe(options)
     if recipe is None:
         return VectorEnv(options, seed, size, lambda number: Inline(functools.partial(make, options)))
     return VectorEnv(options, seed, size, lambda number: Worker(recipe, f"{options.name}-{number}"))
+
+
+def runs_inline(options: EnvOptions, size: int) -> bool:
+    """Whether ``size`` environments run in this process rather than each in its own."""
+    return options.mode == "inline" or (options.mode == "auto" and (size == 1 or _is_fast(options.name)))
 
 
 def _recipe(options: EnvOptions) -> bytes | None:

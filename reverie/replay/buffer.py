@@ -247,7 +247,7 @@ class SequenceReplayBuffer:
         """
         if not source.is_dir():
             raise StoredDataError(f"{source}: there is no replay to go on from; restore the folder, or start a new run")
-        shutil.copytree(source, destination, ignore=shutil.ignore_patterns("*.bad"), dirs_exist_ok=True)
+        shutil.copytree(source, destination, ignore=shutil.ignore_patterns("*.bad"))
 
     def close(self) -> None:
         """Ends the background thread."""

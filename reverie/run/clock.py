@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from dataclasses import dataclass
 from types import FrameType
 
@@ -47,7 +48,8 @@ class Interruption:
         return 128 + self.signal if self.signal else 0
 
     def __enter__(self) -> Interruption:
-        self._old = {number: signal.signal(number, self._wish) for number in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()  # no other thread may handle signals
+        self._old = {number: signal.signal(number, self._wish) for number in (signal.SIGINT, signal.SIGTERM) if main}
         return self
 
     def __exit__(self, *failure: object) -> None:

@@ -11,16 +11,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.config import Config
-from reverie.env import EnvOptions, make, make_vector
+from reverie.env import EnvOptions, make, make_vector, runs_inline
 from reverie.imagine import open_loop
 from reverie.run import checkpoint
 from reverie.run.collect import Episode, Scores
 from reverie.run.device import choose_device
 
 MOST_ENVS = 50
-"""Environments that are played side by side at most."""
+"""Fast environments that are played side by side at most; of slow ones, as many as in training."""
 
 RECORDED = 100
 """Steps of an episode that a prediction video shows: their frames are dreamed all at once."""
@@ -63,7 +64,8 @@ def evaluate(agent: Agent, options: EnvOptions, episodes: int, seed: int, record
 
     ``record`` is how many steps of the first environment's first episode to keep.
     """
-    envs = make_vector(options.model_copy(update={"mode": "inline"}), seed, envs=min(episodes, MOST_ENVS))
+    side_by_side = MOST_ENVS if runs_inline(options, MOST_ENVS) else options.envs
+    envs = make_vector(options, seed, envs=min(episodes, side_by_side))
     generator = torch.Generator(agent.device).manual_seed(seed)
     share = np.full(envs.size, episodes // envs.size) + (np.arange(envs.size) < episodes % envs.size)
     carry, scores, finished = agent.initial(envs.size), Scores(envs.size), []
@@ -101,15 +103,20 @@ def dream_along(agent: Agent, recording: Recording, context: int = 5) -> tuple[d
     return truth, {key: value[0].cpu().numpy() for key, value in dream.items()}
 
 
-def restore_agent(path: Path, device: str) -> tuple[Agent, Config]:
-    """The agent in a checkpoint, ready to play, and its configuration. Raises StoredDataError, DeviceError."""
+def restore_agent(path: Path, device: str, env: str | None = None) -> tuple[Agent, Config]:
+    """The agent in a checkpoint, ready to play, and its configuration, with another environment if ``env`` names one.
+
+    Raises StoredDataError, DeviceError, and ConfigError for an environment that cannot be made.
+    """
     chosen = choose_device(device)
     config, state = checkpoint.load_run(path)
+    if env is not None:
+        config = configuration.override(config.model_dump(mode="json"), (), {"env.name": env})
     if config.run.threads:
         torch.set_num_threads(config.run.threads)
-    env = make(config.env)
-    spaces = env.observation, env.action
-    env.close()
+    example = make(config.env)
+    spaces = example.observation, example.action
+    example.close()
     agent = Agent(config.agent, config.world, config.behavior, spaces, chosen)
     agent.restore_model(state)
     return agent, config

@@ -26,7 +26,7 @@ from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate
 from reverie.run.lock import lock
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
-from reverie.types import Metrics, StoredDataError
+from reverie.types import EnvironmentFailure, Metrics, StoredDataError
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,11 @@ class DreamerV3Trainer:
         config = configuration.override(config.model_dump(mode="json"), overrides, values)
         if own:
             return cls(config, folder, state)
-        fresh, replay = Path(config.run.directory) / _fresh_name(config), Path(state["directory"]) / "replay"
+        chosen = config.run.name if config.run.name != state["config"]["run"]["name"] else None
+        fresh, replay = (
+            Path(config.run.directory) / (chosen or _fresh_name(config)),
+            Path(state["directory"]) / "replay",
+        )
         log.info("%s is not the end of its run: going on in a new one, %s", path, fresh)
         if replay.is_dir():
             SequenceReplayBuffer.fork(replay, fresh / "replay")
@@ -100,6 +104,10 @@ class DreamerV3Trainer:
         """Trains until the step budget, the target return or a signal, then closes; returns the process's exit code."""
         try:
             return self._train()
+        except EnvironmentFailure:
+            self.envs.abandon()  # some environments took a step that replay never saw
+            self.save()
+            raise
         finally:
             self.close()
 
@@ -213,9 +221,12 @@ class DreamerV3Trainer:
         self.seconds = state["seconds"]
         self.best_return, self.history = state["best_return"], list(state["metrics_history"])
         self.due.paid = state["updates_paid"]
-        if "replay" in state:
-            self.replay.load_state_dict(state["replay"])
-            self.collector.load_state_dict(state["collector"])
+        try:
+            if "replay" in state:
+                self.replay.load_state_dict(state["replay"])
+                self.collector.load_state_dict(state["collector"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoredDataError(f"the checkpoint's replay or collector lacks {error}; use another one") from error
         if state["threads"] != torch.get_num_threads():
             log.warning("resume is not bit-exact: %d threads before, %d now", state["threads"], torch.get_num_threads())
 
@@ -228,6 +239,8 @@ class DreamerV3Trainer:
 
 
 def _fresh_name(config: Config) -> str:
-    """Environment, date and seed."""
+    """Environment, date and seed; a number more if such a run exists."""
     place = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in config.env.name)
-    return f"{place}-{time.strftime('%Y%m%d-%H%M%S')}-{config.run.seed}"
+    name = f"{place}-{time.strftime('%Y%m%d-%H%M%S')}-{config.run.seed}"
+    taken = sum(1 for _ in Path(config.run.directory).glob(f"{name}*"))
+    return f"{name}-{taken + 1}" if taken else name
