@@ -29,11 +29,10 @@ HEADLINES = (
     "world/recon_loss",
     "world/kl_loss",
     "policy/policy_loss",
-    "intrinsic/icm_loss",
-    "intrinsic/empowerment_loss",
-    "meta/lr",
+    "policy/value_loss",
+    "policy/entropy",
 )
-"""What the console shows of a row of metrics; DEBUG shows all of it."""
+"""What the console shows of a row of metrics, if anything; DEBUG shows all of it."""
 
 PATIENCE = 3
 """Failures in a row after which a tracker is switched off."""
@@ -74,9 +73,10 @@ class Logger:
         """Stores one row of metrics; here, and only here, tensors become numbers."""
         numbers = {name: float(value) for name, value in metrics.items()}
         self._store(step, numbers)
-        everything = log.isEnabledFor(logging.DEBUG) or numbers.keys().isdisjoint(HEADLINES)
+        everything = log.isEnabledFor(logging.DEBUG)
         shown = {name: float(f"{numbers[name]:.4g}") for name in numbers if everything or name in HEADLINES}
-        log.info("Step %d: %s", step, shown)
+        if shown:
+            log.info("Step %d: %s", step, shown)
 
     def episode(self, step: int, episode_return: float, length: int) -> None:
         """Stores the return and the length (in environment steps) of an episode that just ended."""

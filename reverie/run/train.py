@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ log = logging.getLogger(__name__)
 class DreamerV3Trainer:
     """One run: trains an agent on an environment and keeps everything in ``runs/<name>/``.
 
-    ``state`` is a loaded checkpoint to go on from, ``folder`` the run folder that it belongs to.
+    ``state`` is a loaded checkpoint to go on from, ``folder`` the run folder that it belongs to. Call `train`, which
+    closes the run when it ends, or `close`, which ends workers, threads and logs and gives the run folder free.
     """
 
     def __init__(self, config: Config, folder: Path | None = None, state: Mapping[str, Any] | None = None):
@@ -44,30 +46,39 @@ class DreamerV3Trainer:
         self.seconds = 0.0  # spent on training, evaluations left out
         self.best_return: float | None = None
         self.history: list[dict[str, float]] = []
-        self.interruption = Interruption()
+        self.interruption, self.due = Interruption(), Ratio(run.ratio)
+        self._recent: list[Metrics] = []
+        with ExitStack() as resources:  # whatever fails from here on, nothing stays open
+            self._open(resources, state)
+            self.close = resources.pop_all().close
+        self.progress = Progress(run.steps, self.step)
+
+    def _open(self, resources: ExitStack, state: Mapping[str, Any] | None) -> None:
+        """Takes the folder, starts environments and replay, and goes back to ``state``."""
+        config, run = self.config, self.config.run
         device = choose_device(run.device)
         if run.threads:
             torch.set_num_threads(run.threads)
-        self._lock = lock(self.folder)
+        resources.enter_context(lock(self.folder))
         latest = self.folder / "checkpoints" / "latest.pt"
         if state is None and latest.exists():
             raise StoredDataError(
                 f"{self.folder} holds another run; resume it with --checkpoint {latest}, or choose another run.name"
             )
         self.envs = make_vector(config.env, run.seed)
+        resources.callback(self.envs.close)
         spaces = self.envs.observation, self.envs.action
         self.agent = Agent(config.agent, config.world, config.behavior, spaces, device, run.seed)
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
+        resources.callback(self.replay.close)
         self.collector = Collector(self.envs, self.agent, self.replay)
-        self.due = Ratio(run.ratio)
         self.checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints", Path(run.checkpoint_dir))
         if state is not None:
             self._restore(state)
-        self.progress = Progress(run.steps, self.step)
         (self.folder / "config.json").write_text(configuration.dump(config))
         self.logger = Logger(config.logger, self.folder, config.model_dump(mode="json"), resume=self.step)
-        self._recent: list[Metrics] = []
+        resources.callback(self.logger.close)
 
     @classmethod
     def resume(cls, path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None):
@@ -151,12 +162,11 @@ class DreamerV3Trainer:
         self._recent.append(metrics)
 
     def _log(self) -> None:
-        means = (
-            {name: torch.stack([m[name] for m in self._recent]).mean() for name in self._recent[0]}
-            if self._recent
-            else {}
-        )
+        names = self._recent[0] if self._recent else ()
+        means = {name: torch.stack([metrics[name] for metrics in self._recent]).mean() for name in names}
         self._recent.clear()
+        if not self.updates:
+            log.info("Step %d: filling the replay, %d windows so far", self.step, self.replay.items)
         counters = {"run/updates": float(self.updates), "run/episodes": float(self.episodes)}
         stats = {f"replay/{name}": value for name, value in self.replay.get_stats().items()}
         self.logger.write(self.step, means | counters | stats)
@@ -229,13 +239,6 @@ class DreamerV3Trainer:
             raise StoredDataError(f"the checkpoint's replay or collector lacks {error}; use another one") from error
         if state["threads"] != torch.get_num_threads():
             log.warning("resume is not bit-exact: %d threads before, %d now", state["threads"], torch.get_num_threads())
-
-    def close(self) -> None:
-        """Ends workers, threads and logs, and gives the run folder free."""
-        self.envs.close()
-        self.replay.close()
-        self.logger.close()
-        self._lock.close()
 
 
 def _fresh_name(config: Config) -> str:

@@ -61,7 +61,6 @@ def test_the_console_lines_read_as_promised(tmp_path, capsys):
     log.close()
     assert capsys.readouterr().out.splitlines() == [
         "INFO - Step 1000: {'world/recon_loss': 0.1234, 'policy/policy_loss': 0.5678}",
-        "INFO - Step 2000: {'evaluation/return': 475.0}",
         "INFO - Episode return: 150.5, length: 200",
         "INFO - Step 3000: {'world/recon_loss': 3e-05, 'detail': 1.0}",
     ]
