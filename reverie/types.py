@@ -15,9 +15,9 @@ probability) and H *edges* (action, log-probability, reward); no other length ex
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,8 +32,6 @@ Metrics = dict[str, Tensor]
 """Scalars that stay on the device until a logger writes them."""
 
 Array = np.ndarray
-
-T = TypeVar("T")
 
 
 class ReverieError(Exception):
@@ -181,7 +179,12 @@ class Batch:
         return torch.cat([self.context_action[:, None], self.action[:, :-1]], 1)
 
     def to(self, device: torch.device) -> Batch:
-        return _map_tensors(self, lambda tensor: tensor.to(device, non_blocking=True))
+        def move(item: Any) -> Any:
+            if isinstance(item, dict):
+                return {key: move(value) for key, value in item.items()}
+            return item.to(device, non_blocking=True)
+
+        return Batch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True)
@@ -219,15 +222,3 @@ class Rollout:
     """The level's discount times the probability that the point which the edge leads to goes on."""
     weight: Float[Tensor, "R L"]
     """How likely the edge is to be reached at all."""
-
-
-def _map_tensors(item: T, function) -> T:
-    """Applies ``function`` to every tensor in a dataclass, tuple or dict, and rebuilds the same type."""
-    if isinstance(item, Tensor):
-        return function(item)
-    if isinstance(item, Mapping):
-        return {key: _map_tensors(value, function) for key, value in item.items()}  # type: ignore[return-value]
-    if dataclasses.is_dataclass(item):
-        fields: Iterator[dataclasses.Field] = iter(dataclasses.fields(item))
-        return dataclasses.replace(item, **{f.name: _map_tensors(getattr(item, f.name), function) for f in fields})  # type: ignore
-    return item
