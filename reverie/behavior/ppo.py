@@ -60,7 +60,8 @@ def improve(
     going, history = torch.ones((), dtype=torch.bool, device=weight.device), []
     for _ in range(options.epochs):
         for index, replay_index in pieces((len(weight), replay.weight.numel()), options.minibatches, generator):
-            policy = level.policy(inputs[index])
+            seen = inputs[index]
+            policy = level.policy(seen)
             logprob = distribution.logprob(policy, action[index])
             entropy = distribution.entropy(policy)
             gain = surrogate(logprob, old_logprob[index], advantage[index], options.clip)
@@ -69,8 +70,15 @@ def improve(
                 kl = distribution.divergence(old_policy[index], policy).mean()
                 ratio = torch.exp(logprob - old_logprob[index])
                 going = going & (kl <= 1.5 * options.target_kl)
-            value_loss = weight[index] * level.value_loss(inputs[index], returns[index], slow_value[index])
-            replay_loss = level.replay_value_loss(replay.pick(replay_index))
+            # One pass of the critic over imagined and replayed steps.
+            real = replay.pick(replay_index)
+            judged = level.value_loss(
+                torch.cat([seen, real.inputs]),
+                torch.cat([returns[index], real.target]),
+                torch.cat([slow_value[index], real.slow_value]),
+            )
+            value_loss, replay_loss = judged.split([len(policy), len(real.weight)])
+            value_loss, replay_loss = weight[index] * value_loss, real.weight * replay_loss
 
             history.append(
                 {
