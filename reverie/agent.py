@@ -146,8 +146,7 @@ class Agent(nn.Module):
     def starts(self, latent: Latent) -> Latent:
         """The latents [B, T, ...] from which dreams begin, as [N, ...]: the last ``starts`` of each sequence."""
         last = slice(-self.options.starts, None) if self.options.starts else slice(None)
-        fields = (latent.deter, latent.stoch, latent.logits)
-        return Latent(*(field.detach()[:, last].flatten(0, 1) for field in fields))
+        return Latent(*(field.detach()[:, last].flatten(0, 1) for field in latent.fields))
 
     # --- saving ---
 

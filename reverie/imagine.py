@@ -10,9 +10,11 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from reverie import native
 from reverie.nets.distributions import ActionDistribution
+from reverie.nets.layers import MLP
 from reverie.types import Dream, Latent, stack
 from reverie.world.model import MultimodalWorldModel
 
@@ -23,6 +25,9 @@ class Actor(Protocol):
 
     distribution: ActionDistribution
 
+    @property
+    def actor(self) -> nn.Module: ...
+
     def policy(self, inputs: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch P"]: ...
 
 
@@ -32,16 +37,11 @@ def imagine(
 ) -> Dream:
     """Rolls ``horizon`` steps from every start [N, ...] with sampled actions and sampled latents."""
     count, device = start.deter.shape[0], start.deter.device
-    distribution, weights = actor.distribution, world.rssm.weights()
+    distribution = actor.distribution
     noise = torch.rand(horizon, count, distribution.noise + world.sizes.stoch, generator=generator, device=device)
     choice, chance = noise.split([distribution.noise, world.sizes.stoch], -1)
-    latents, policies, actions = [start], [], []
-    for t in range(horizon):
-        policies.append(actor.policy(latents[t].features))
-        actions.append(distribution.sample(policies[t], choice[t]))
-        latents.append(world.step(latents[t], actions[t], chance[t], weights))
-    latent = stack(latents)
-    features, policy, action = latent.features, torch.stack(policies, 1), torch.stack(actions, 1)
+    latent, policy, action = roll(world, actor, start, choice, chance)
+    features = latent.features
     return Dream(
         latent=latent,
         action=action,
@@ -50,6 +50,28 @@ def imagine(
         continues=world.continues(features),
         reward={"extrinsic": world.reward(features[:, 1:])},
     )
+
+
+def roll(
+    world: MultimodalWorldModel,
+    actor: Actor,
+    start: Latent,
+    choice: Float[Tensor, "H N Z"],
+    chance: Float[Tensor, "H N S"],
+) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
+    """Policy and dynamics by turns: the points [N, H+1, ...], the policy's parameters and the actions of the edges.
+
+    Uniform numbers decide: ``choice`` about actions, ``chance`` about latents.
+    """
+    if isinstance(actor.actor, MLP) and native.serves(start.deter):
+        return world.rssm.dream(actor.actor, actor.distribution, start, choice, chance)
+    step = world.rssm.dreamer()
+    latents, policies, actions = [start], [], []
+    for t in range(len(chance)):
+        policies.append(actor.policy(latents[t].features))
+        actions.append(actor.distribution.sample(policies[t], choice[t]))
+        latents.append(step(latents[t], actions[t], chance[t]))
+    return stack(latents), torch.stack(policies, 1), torch.stack(actions, 1)
 
 
 @torch.no_grad()
@@ -68,7 +90,7 @@ def open_loop(
     batch, steps = first.shape
     chance = torch.rand(batch, steps, world.sizes.stoch, generator=generator, device=first.device)
     seen = {key: value[:, :context] for key, value in obs.items()}
-    start, weights = world.initial(batch), world.rssm.weights()
+    start, step = world.initial(batch), world.rssm.dreamer()
     observed = world.rssm.observe(
         world.encode(seen),
         previous_action[:, :context],
@@ -79,5 +101,5 @@ def open_loop(
     )
     latents = [observed.at(t) for t in range(context)]
     for t in range(context, steps):
-        latents.append(world.step(latents[-1], previous_action[:, t], chance[:, t], weights))
+        latents.append(step(latents[-1], previous_action[:, t], chance[:, t]))
     return world.show(stack(latents))

@@ -7,6 +7,7 @@ without training them. Nothing here waits for the device.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from reverie import native
 from reverie.types import Metrics, Options, StoredDataError
 
 
@@ -87,9 +89,13 @@ KINDS: dict[str, Callable[[Tensor, Moments, Tensor, OptimizerOptions], tuple[Ten
 }
 
 
-def clip_adaptively(gradients: list[Tensor], weights: list[Tensor], limit: float, floor: float = 1e-3) -> None:
+FLOOR = 1e-3
+"""Norm below which a tensor of weights counts as this, so that zeros can grow."""
+
+
+def clip_adaptively(gradients: list[Tensor], weights: list[Tensor], limit: float) -> None:
     """Scales each gradient, in place, to at most ``limit`` times the norm of its tensor (Brock et al. 2021)."""
-    allowed = torch.stack(torch._foreach_norm(weights)).clamp(min=floor) * limit
+    allowed = torch.stack(torch._foreach_norm(weights)).clamp(min=FLOOR) * limit
     ratio = torch.stack(torch._foreach_norm(gradients)) / allowed
     torch._foreach_div_(gradients, list(ratio.clamp(min=1.0)))
 
@@ -147,17 +153,36 @@ class Optimizer:
         skipped = ~go
         if when is not None:
             go = go & when
+        rate = self.rate
+        (self._native_step if native.serves(self.weight) else self._step)(go, rate)
+        self.count += go
+        return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped.float(), f"{self.name}/lr": rate}
+
+    def _step(self, go: Tensor, rate: Tensor) -> None:
         if self.options.agc:
             clip_adaptively(self.gradients, [parameter.detach() for parameter in self.parameters], self.options.agc)
         if self.options.clip:
             self.gradient.mul_((self.options.clip / self.gradient.norm()).clamp(max=1.0))
-        rate = self.rate
         direction, moments = KINDS[self.options.kind](self.gradient, self.moments, self.count + 1, self.options)
         self.weight.copy_(torch.where(go, self.weight - rate * direction, self.weight))
         for old, new in zip(self.moments, moments, strict=True):
             old.copy_(torch.where(go, new, old))
-        self.count += go
-        return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped.float(), f"{self.name}/lr": rate}
+
+    def _native_step(self, go: Tensor, rate: Tensor) -> None:
+        """The same as one pass over memory; reading ``go`` costs nothing on a CPU."""
+        if not go:
+            return
+        options, count = self.options, float(self.count) + 1
+        if options.agc:
+            sizes = (ctypes.c_int64 * len(self.gradients))(*(gradient.numel() for gradient in self.gradients))
+            limits = ctypes.c_float(options.agc), ctypes.c_float(FLOOR)
+            native.call("clip_adaptively", self.weight, self.gradient, sizes, len(sizes), *limits)
+        if options.clip:
+            self.gradient.mul_((options.clip / self.gradient.norm()).clamp(max=1.0))
+        corrections = 1 - options.beta1**count, 1 - options.beta2**count
+        numbers = (float(rate), options.beta1, options.beta2, options.eps, *corrections)
+        buffers = self.weight, self.gradient, *self.moments, ctypes.c_int64(self.weight.numel())
+        native.call("descend", list(KINDS).index(options.kind), *buffers, *map(ctypes.c_float, numbers))
 
     def state_dict(self) -> dict[str, Any]:
         return {

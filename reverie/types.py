@@ -131,20 +131,24 @@ class Latent:
     """What ``stoch`` was drawn from, before uniform mixing."""
 
     @property
+    def fields(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.deter, self.stoch, self.logits
+
+    @property
     def features(self) -> Float[Tensor, "*batch F"]:
         return torch.cat([self.deter, self.stoch.flatten(-2)], -1)
 
     def detach(self) -> Latent:
-        return Latent(self.deter.detach(), self.stoch.detach(), self.logits.detach())
+        return Latent(*(field.detach() for field in self.fields))
 
     def at(self, t: int) -> Latent:
         """The states [B, ...] at step ``t`` of [B, T, ...]."""
-        return Latent(self.deter[:, t], self.stoch[:, t], self.logits[:, t])
+        return Latent(*(field[:, t] for field in self.fields))
 
 
 def stack(latents: Sequence[Latent]) -> Latent:
     """States [B, ...] of successive steps as [B, T, ...]."""
-    fields = zip(*((latent.deter, latent.stoch, latent.logits) for latent in latents), strict=True)
+    fields = zip(*(latent.fields for latent in latents), strict=True)
     return Latent(*(torch.stack(field, 1) for field in fields))
 
 

@@ -15,7 +15,7 @@ from reverie.types import Latent
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"types", "functional"}
+BASE = {"types", "functional", "native"}
 BELOW_AGENT = BASE | {"nets", "world", "behavior", "imagine", "optim"}
 BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "replay"}
 BELOW_RUN = BELOW_CONFIG | {"config"}
@@ -23,6 +23,7 @@ BELOW_RUN = BELOW_CONFIG | {"config"}
 MAY_IMPORT = {
     "types": set(),
     "functional": {"types"},
+    "native": {"types"},
     "env": BASE,
     "replay": BASE,
     "optim": BASE,

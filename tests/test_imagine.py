@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
@@ -47,16 +47,17 @@ class Walker:
     """Always chooses the action whose number is the step's, modulo three."""
 
     distribution = ActionDistribution(CHOICE, 0.0)
+    actor = nn.Identity()
 
     def policy(self, features: Tensor) -> Tensor:
-        return 1e4 * torch.nn.functional.one_hot(features[..., 0].long() % 3, 3).float()
+        return 1e4 * nn.functional.one_hot(features[..., 0].long() % 3, 3).float()
 
 
 def test_points_edges_and_rewards_of_a_dream_are_aligned(world, monkeypatch):
-    def step(latent, action, uniform, weights):
+    def step(latent, action, uniform):
         return Latent(latent.deter + 1, latent.stoch, latent.logits)
 
-    monkeypatch.setattr(world, "step", step)
+    monkeypatch.setattr(world.rssm, "dreamer", lambda: step)
     monkeypatch.setattr(world, "reward", lambda features: features[..., 0])
     monkeypatch.setattr(world, "continues", lambda features: features[..., 0])
     start = world.initial(2)
@@ -73,9 +74,9 @@ def test_every_imagined_latent_comes_from_the_prior_of_its_own_state(world, beha
     close(dream.latent.logits[:, 1:], world.rssm.predict(dream.latent.deter[:, 1:]))
     assert torch.equal(dream.latent.stoch.sum(-1), torch.ones(18, HORIZON + 1, 4))
     assert torch.equal(dream.latent.deter[:, 0], start.deter) and torch.equal(dream.latent.stoch[:, 0], start.stoch)
-    weights = world.rssm.weights()
+    step = world.rssm.dreamer()
     for t in range(HORIZON):
-        following = world.step(dream.latent.at(t), dream.action[:, t], uniform(18, 4), weights)
+        following = step(dream.latent.at(t), dream.action[:, t], uniform(18, 4))
         close(following.deter, dream.latent.deter[:, t + 1])
 
 

@@ -76,8 +76,7 @@ class BoundedNormal:
 
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
         mean, deviation = self.moments(params)
-        # The smallest float above zero that torch.rand can draw keeps the inverse finite.
-        return mean + deviation * torch.special.ndtri(uniform.clamp(min=2.0**-25))
+        return mean + deviation * normal(uniform)
 
     def logprob(self, params: Tensor, action: Tensor) -> Tensor:
         mean, deviation = self.moments(params)
@@ -90,6 +89,11 @@ class BoundedNormal:
         (mean, deviation), (new_mean, new_deviation) = self.moments(old), self.moments(new)
         ratio = deviation / new_deviation
         return (0.5 * (ratio.square() + ((mean - new_mean) / new_deviation).square() - 1.0) - ratio.log()).sum(-1)
+
+
+def normal(uniform: Tensor) -> Tensor:
+    """Standard normals by inversion; the smallest float above zero that torch.rand can draw keeps them finite."""
+    return torch.special.ndtri(uniform.clamp(min=2.0**-25))
 
 
 class ActionDistribution:
@@ -114,6 +118,11 @@ class ActionDistribution:
     def logprob(self, params: Float[Tensor, "*batch P"], action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
         pieces = zip(self.parts, params.split(self._params, -1), action.split(self._sizes, -1), strict=True)
         return torch.stack([part.logprob(p, a) for part, p, a in pieces]).sum(0)
+
+    def noise_of(self, uniform: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
+        """The numbers that decide a sample: uniform for choices, standard normal for continuous parts."""
+        pieces = zip(self.parts, uniform.split(self._noise, -1), strict=True)
+        return torch.cat([u if isinstance(part, OneHot) else normal(u) for part, u in pieces], -1)
 
     def entropy(self, params: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch"]:
         pieces = zip(self.parts, params.split(self._params, -1), strict=True)

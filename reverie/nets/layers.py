@@ -1,16 +1,20 @@
 """Layers exactly as the published DreamerV3 has them: its initialisation, its RMS norm, its block-diagonal linear.
 
-Every hidden layer is Linear -> RMSNorm -> SiLU, and every linear has a bias.
+Every hidden layer is Linear -> NormSiLU, and every linear has a bias.
 """
 
 from __future__ import annotations
 
 import math
+from itertools import zip_longest
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from reverie import native
+from reverie.native.layers import Dense, mlp, norm_silu
 
 TRUNCATION = 1.1368
 """A standard normal cut at two standard deviations has variance 1 / TRUNCATION**2."""
@@ -57,15 +61,15 @@ def block_product(x: Float[Tensor, "batch I"], kernel: Float[Tensor, "G i o"]) -
     return torch.bmm(chunks, kernel).transpose(0, 1).flatten(1)
 
 
-class RMSNorm(nn.Module):
-    """Scales the last axis to unit mean square; eps sits inside the root, there is no shift."""
+class NormSiLU(nn.Module):
+    """Scales the last axis to unit mean square (eps inside the root, no shift), then SiLU."""
 
     def __init__(self, width: int):
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.scale.shape, self.scale, eps=1e-4)
+        return norm_silu(x, self.scale)
 
 
 class MLP(nn.Sequential):
@@ -74,14 +78,26 @@ class MLP(nn.Sequential):
     def __init__(self, inputs: int, units: int, layers: int, outputs: int | None = None, scale: float = 1.0):
         modules: list[nn.Module] = []
         for index in range(layers):
-            modules += [Linear(units if index else inputs, units), RMSNorm(units), nn.SiLU()]
+            modules += [Linear(units if index else inputs, units), NormSiLU(units)]
         if outputs is not None:
             modules.append(Linear(units if layers else inputs, outputs, scale))
         super().__init__(*modules)
 
+    def forward(self, input: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch O"]:
+        if not native.serves(input):
+            return super().forward(input)
+        return mlp(input, self.dense)
 
-class ChannelNorm(RMSNorm):
-    """`RMSNorm` over the channels of images [N, C, H, W]."""
+    @property
+    def dense(self) -> list[Dense]:
+        """The parameters of every layer."""
+        modules: list[Any] = list(self)
+        pairs = zip_longest(modules[0::2], modules[1::2])
+        return [(linear.weight, linear.bias, norm and norm.scale) for linear, norm in pairs]
+
+
+class ChannelNormSiLU(NormSiLU):
+    """`NormSiLU` over the channels of images [N, C, H, W]."""
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

@@ -1,7 +1,7 @@
 """The world model: encoders, recurrent state-space model, decoders, and heads for reward and continuation.
 
 `MultimodalWorldModel.loss` explains a batch of replayed sequences (DreamerV3, section "World model learning");
-`MultimodalWorldModel.step` dreams one step further.
+`RSSM.dreamer` dreams one step further.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bi
 from reverie.nets.layers import MLP
 from reverie.types import ActionSpec, Batch, ConfigError, Latent, Losses, ObservationSpec, Options, action_width
 from reverie.world.modality import modalities
-from reverie.world.rssm import RSSM, CoreWeights
+from reverie.world.rssm import RSSM
 from reverie.world.sizes import PRESETS, Sizes
 
 
@@ -168,12 +168,6 @@ class MultimodalWorldModel(nn.Module):
         return latent, losses
 
     # --- from latents to dreams ---
-
-    def step(
-        self, latent: Latent, action: Float[Tensor, "N A"], uniform: Float[Tensor, "N S"], weights: CoreWeights
-    ) -> Latent:
-        """One imagined step; ``weights`` are `RSSM.weights`, prepared once for the whole dream."""
-        return self.rssm.imagine(latent, action, uniform, weights)
 
     def reward(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:
         """The reward that arrives with a state."""

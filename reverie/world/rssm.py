@@ -6,6 +6,7 @@ for all steps at once; inside it remain the recurrent ones. Acting, observing an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,9 +14,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reverie import native
 from reverie.functional import mixed_probs, straight_through
-from reverie.nets.layers import MLP, BlockLinear, Linear, RMSNorm, block_product
+from reverie.nets.distributions import ActionDistribution
+from reverie.nets.layers import MLP, BlockLinear, Linear, NormSiLU, block_product
 from reverie.types import Latent
+from reverie.world import scan
 from reverie.world.sizes import Sizes
 
 
@@ -42,11 +46,11 @@ class RSSM(nn.Module):
         self.from_stoch = MLP(groups, hidden, 1)
         self.from_action = MLP(action, hidden, 1)
         self.mix = BlockLinear(deter + 3 * hidden * sizes.blocks, deter, sizes.blocks)
-        self.mix_norm = RMSNorm(deter)
+        self.mix_norm = NormSiLU(deter)
         self.gates = BlockLinear(deter, 3 * deter, sizes.blocks)
         self.prior = MLP(deter, hidden, 2, groups)
         self.posterior_input = Linear(deter + tokens, hidden)
-        self.posterior_output = nn.Sequential(RMSNorm(hidden), nn.SiLU(), Linear(hidden, groups))
+        self.posterior_output = nn.Sequential(NormSiLU(hidden), Linear(hidden, groups))
 
     # --- the pieces of one step ---
 
@@ -71,7 +75,7 @@ class RSSM(nn.Module):
         """One step of the block GRU."""
         shared = torch.addmm(drive, self.from_deter(deter), weights.deter)
         shared = torch.addmm(shared, self.from_stoch(stoch.flatten(-2)), weights.stoch)
-        hidden = F.silu(self.mix_norm(block_product(deter, weights.recurrent) + shared))
+        hidden = self.mix_norm(block_product(deter, weights.recurrent) + shared)
         gates = self.gates(hidden).unflatten(-1, (self.sizes.blocks, 3, -1))  # thirds within each block
         reset, candidate, update = (gate.flatten(-2) for gate in gates.unbind(-2))
         update = torch.sigmoid(update - 1.0)
@@ -104,6 +108,10 @@ class RSSM(nn.Module):
         drives = self.drive(previous_action * keep, weights)
         from_deter, from_token = self.posterior_input.weight.split([self.sizes.deter, tokens.shape[-1]], 1)
         offsets = F.linear(tokens, from_token, self.posterior_input.bias)
+        if native.serves(drives, offsets, deter):
+            posterior = scan.Posterior(from_deter, *self.posterior_output.parameters())
+            shape, start = (self.sizes, self.unimix), (deter, stoch)
+            return scan.observe(shape, self._core(weights), posterior, drives, offsets, keep[..., 0], start, uniform)
         deters, stochs, logits = [], [], []
         for t in range(tokens.shape[1]):
             deter = self.core(deter * keep[:, t], stoch * keep[:, t, None], drives[:, t], weights)
@@ -118,14 +126,41 @@ class RSSM(nn.Module):
         """The prior's logits: what the model expects before it sees."""
         return self.groups(self.prior(deter))
 
-    def imagine(
+    def dreamer(self) -> Callable[[Latent, Tensor, Tensor], Latent]:
+        """One step without an observation, with everything prepared that the steps of a dream share.
+
+        The function takes a latent [N, ...], an action [N, A] and uniform numbers [N, S].
+        """
+        weights = self.weights()
+
+        def step(latent: Latent, action: Tensor, uniform: Tensor) -> Latent:
+            deter = self.core(latent.deter, latent.stoch, self.drive(action, weights), weights)
+            logits = self.predict(deter)
+            return Latent(deter, self.sample(logits, uniform), logits)
+
+        return step
+
+    def dream(
         self,
-        latent: Latent,
-        action: Float[Tensor, "N A"],
-        uniform: Float[Tensor, "N S"],
-        weights: CoreWeights,
-    ) -> Latent:
-        """One step without an observation."""
-        deter = self.core(latent.deter, latent.stoch, self.drive(action, weights), weights)
-        logits = self.predict(deter)
-        return Latent(deter, self.sample(logits, uniform), logits)
+        actor: MLP,
+        distribution: ActionDistribution,
+        start: Latent,
+        choice: Float[Tensor, "H N Z"],
+        chance: Float[Tensor, "H N S"],
+    ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
+        """Many steps of `dreamer` with the actions of a policy between them, as one native call."""
+        weights = self.weights()
+        return scan.dream(
+            (self.sizes, self.unimix),
+            self._core(weights),
+            scan.Prior(*self.prior.parameters()),
+            scan.Drive(self.from_action.dense[0], weights.action, self.mix.bias),
+            (actor.dense, distribution),
+            *(start, choice, chance),
+        )
+
+    def _core(self, weights: CoreWeights) -> scan.Core:
+        """The parameters of `core` as the native kernels take them."""
+        parameters = [*self.from_deter.parameters(), *self.from_stoch.parameters()]
+        parameters += [weights.recurrent, weights.deter, weights.stoch, self.mix_norm.scale]
+        return scan.Core(*parameters, *self.gates.parameters())

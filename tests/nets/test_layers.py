@@ -6,22 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from reverie.nets.layers import MLP, TRUNCATION, BlockLinear, ChannelNorm, Convolution, Linear, RMSNorm, initialise
+from reverie.nets.layers import MLP, TRUNCATION, BlockLinear, ChannelNormSiLU, Convolution, Linear, NormSiLU, initialise
 from tests.core import close
 
 
 def test_the_norm_has_its_eps_inside_the_root_and_no_shift():
-    norm = RMSNorm(4)
-    x = norm(torch.tensor([3.0, 4.0, 0.0, 0.0]))
-    close(x, [1.1999904, 1.5999871, 0, 0])
-    close(nn.functional.silu(x), [0.9222204, 1.3312160, 0, 0])
-    close(norm(torch.full((4,), 1e-3)), torch.full((4,), 1e-3 / math.sqrt(1e-6 + 1e-4)))
+    norm = NormSiLU(4)
+    close(norm(torch.tensor([3.0, 4.0, 0.0, 0.0])), [0.9222204, 1.3312160, 0, 0])
+    small = torch.full((4,), 1e-3 / math.sqrt(1e-6 + 1e-4))
+    close(norm(torch.full((4,), 1e-3)), small * torch.sigmoid(small))
     assert [name for name, _ in norm.named_parameters()] == ["scale"]
 
 
 def test_the_norm_of_images_is_over_channels():
-    images, norm = torch.randn(2, 3, 4, 5), ChannelNorm(3)
-    close(norm(images)[1, :, 2, 3], RMSNorm(3)(images[1, :, 2, 3]))
+    images, norm = torch.randn(2, 3, 4, 5), ChannelNormSiLU(3)
+    close(norm(images)[1, :, 2, 3], NormSiLU(3)(images[1, :, 2, 3]))
 
 
 @pytest.mark.parametrize(
@@ -68,6 +67,6 @@ def test_a_block_layer_is_a_block_diagonal_matrix():
 
 def test_an_mlp_is_linear_norm_silu_and_a_bare_output():
     names = [type(layer).__name__ for layer in MLP(5, 4, 2, 3)]
-    assert names == ["Linear", "RMSNorm", "SiLU"] * 2 + ["Linear"]
+    assert names == ["Linear", "NormSiLU"] * 2 + ["Linear"]
     assert MLP(5, 4, 0, 3)[0].weight.shape == (3, 5)
     assert not MLP(5, 4, 1, 3, scale=0.0)(torch.randn(2, 5)).any()

@@ -33,7 +33,7 @@ def latents(*shape: int) -> Latent:
 
 def test_the_image_encoder_has_the_published_values():
     encoder = ImageEncoder(GRAY, GOLDEN_IMAGE, embed_dim=0)
-    convolution, _, norm, _ = encoder.stages
+    convolution, _, norm = encoder.stages
     fill(convolution, norm)
     tokens = encoder(RAMP)
     assert tokens.shape == (1, encoder.width) == (1, 32)
@@ -44,8 +44,8 @@ def test_the_image_encoder_has_the_published_values():
 
 def test_the_image_decoder_has_the_published_values():
     decoder = ImageDecoder(GRAY, GOLDEN_IMAGE)
-    enter, enter_norm, _, leave = decoder.from_stoch
-    fill(decoder.stages[-1], decoder.from_deter, enter, enter_norm, leave, decoder.join[0])
+    enter, enter_norm, leave = decoder.from_stoch
+    fill(decoder.stages[-1], decoder.from_deter, enter, enter_norm, leave, decoder.join)
     image = decoder(GOLDEN_LATENT)["image"]
     assert image.shape == (1, 8, 8, 1)
     row = [0.562463, 0.505149, 0.542036, 0.425074, 0.573198, 0.528692, 0.510193, 0.587435]
@@ -129,7 +129,7 @@ def test_the_vector_encoder_has_the_published_values():
         "b": ObservationSpec((2,), "float32"),
     }
     encoder = VectorEncoder(keys, Sizes(8, 3, 3, units=4, depth=1, embed=4, layers=1), embed_dim=4)
-    fill(*(layer for layer in encoder.mlp if not isinstance(layer, nn.SiLU)))
+    fill(*encoder.mlp)
     obs = {"b": torch.tensor([[10.0, -1.0]]), "a": torch.tensor([2]), "c": torch.tensor([0.5])}
     close(encoder(obs)[0], [1.171814, 0.175291, -0.263911, 0.061182], rtol=0, atol=1e-6)
 

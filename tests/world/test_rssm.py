@@ -25,11 +25,10 @@ def golden() -> RSSM:
     """The model whose parameters the published implementation was filled with."""
     rssm = RSSM(tokens=4, action=3, sizes=SIZES, unimix=0.01)
     inputs = [layer for mlp in (rssm.from_deter, rssm.from_stoch, rssm.from_action) for layer in list(mlp)[:2]]
-    posterior_norm, _, posterior_logits = list(rssm.posterior_output)
-    prior = [layer for layer in rssm.prior if not isinstance(layer, nn.SiLU)]
+    posterior_norm, posterior_logits = list(rssm.posterior_output)
     fill(
         *(rssm.gates, rssm.mix, rssm.mix_norm, *inputs),
-        *(rssm.posterior_input, posterior_norm, posterior_logits, *prior),
+        *(rssm.posterior_input, posterior_norm, posterior_logits, *rssm.prior),
     )
     return rssm
 
@@ -164,7 +163,7 @@ def test_an_imagined_step_is_the_core_followed_by_the_prior(shaken):
     inputs = sequence()
     start = Latent(inputs["deter"], inputs["stoch"], torch.zeros(3, 2, 3))
     action, noise = inputs["previous_action"][:, 0], inputs["uniform"][:, 0]
-    latent = shaken.imagine(start, action, noise, shaken.weights())
+    latent = shaken.dreamer()(start, action, noise)
     close(latent.deter, core(shaken, start.deter, start.stoch, action))
     close(latent.logits, shaken.predict(latent.deter))
     assert torch.equal(latent.stoch, shaken.sample(latent.logits, noise))

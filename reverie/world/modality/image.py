@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.nets.layers import BlockLinear, ChannelNorm, Convolution, Linear, RMSNorm
+from reverie.nets.layers import BlockLinear, ChannelNormSiLU, Convolution, Linear, NormSiLU
 from reverie.types import ConfigError, Latent, ObservationSpec
 from reverie.world.sizes import Sizes
 
@@ -60,7 +60,7 @@ class ImageEncoder(nn.Module):
         self.width = height * width * channels[-1]
         previous, stages = sum(spec.shape[2] for spec in keys.values()), []
         for outputs in channels:
-            stages += [Convolution(previous, outputs), nn.MaxPool2d(2), ChannelNorm(outputs), nn.SiLU()]
+            stages += [Convolution(previous, outputs), nn.MaxPool2d(2), ChannelNormSiLU(outputs)]
             previous = outputs
         self.stages = nn.Sequential(*stages)
 
@@ -87,14 +87,13 @@ class ImageDecoder(nn.Module):
         self.from_deter = BlockLinear(sizes.deter, area * self.top, self.blocks)
         self.from_stoch = nn.Sequential(
             Linear(sizes.stoch * sizes.classes, 2 * sizes.units),
-            RMSNorm(2 * sizes.units),
-            nn.SiLU(),
+            NormSiLU(2 * sizes.units),
             Linear(2 * sizes.units, area * self.top),
         )
-        self.join = nn.Sequential(ChannelNorm(self.top), nn.SiLU())
+        self.join = ChannelNormSiLU(self.top)
         stages: list[nn.Module] = []
         for inputs, outputs in zip(channels[:0:-1], channels[-2::-1], strict=True):
-            stages += [nn.Upsample(scale_factor=2), Convolution(inputs, outputs), ChannelNorm(outputs), nn.SiLU()]
+            stages += [nn.Upsample(scale_factor=2), Convolution(inputs, outputs), ChannelNormSiLU(outputs)]
         self.stages = nn.Sequential(*stages, nn.Upsample(scale_factor=2), Convolution(channels[0], sum(self.channels)))
 
     def forward(self, latent: Latent) -> dict[str, Tensor]:

@@ -1,0 +1,279 @@
+"""The loops of the recurrent state-space model as single calls of the native kernels.
+
+`observe` and `dream` compute what `RSSM.observe` and the steps of `RSSM.dreamer` do, sample for sample. On the way
+back the kernel returns the gradients of every layer's output; their products with the layers' inputs, done here for
+all steps at once, are the gradients of the matrices.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie import native
+from reverie.native import BLOCK
+from reverie.native.layers import Dense, structure
+from reverie.nets.distributions import ActionDistribution, BoundedNormal, OneHot
+from reverie.types import Latent
+from reverie.world.sizes import Sizes
+
+
+@dataclass(frozen=True)
+class Core:
+    """The parameters of the recurrent core, in the layout of the modules that own them."""
+
+    from_deter: Float[Tensor, "h D"]
+    from_deter_bias: Float[Tensor, "h"]
+    from_deter_scale: Float[Tensor, "h"]
+    from_stoch: Float[Tensor, "h SC"]
+    from_stoch_bias: Float[Tensor, "h"]
+    from_stoch_scale: Float[Tensor, "h"]
+    recurrent: Float[Tensor, "G d d"]
+    mix_deter: Float[Tensor, "h D"]
+    mix_stoch: Float[Tensor, "h D"]
+    mix_scale: Float[Tensor, "D"]
+    gates: Float[Tensor, "G d _"]
+    gates_bias: Float[Tensor, "_"]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """From a deterministic state to logits, given what each step's tokens add to the hidden layer."""
+
+    inner: Float[Tensor, "h D"]
+    inner_scale: Float[Tensor, "h"]
+    head: Float[Tensor, "SC h"]
+    head_bias: Float[Tensor, "SC"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """From a deterministic state to logits without an observation."""
+
+    inner: Float[Tensor, "h D"]
+    inner_bias: Float[Tensor, "h"]
+    inner_scale: Float[Tensor, "h"]
+    second: Float[Tensor, "h h"]
+    second_bias: Float[Tensor, "h"]
+    second_scale: Float[Tensor, "h"]
+    head: Float[Tensor, "SC h"]
+    head_bias: Float[Tensor, "SC"]
+
+
+@dataclass(frozen=True)
+class Drive:
+    """What an action adds to the first block layer: `RSSM.drive`."""
+
+    layer: Dense
+    mix: Float[Tensor, "h D"]
+    bias: Float[Tensor, "D"]
+
+
+# --- the structures of kernels.c ---
+
+OBSERVED = [*Core.__dataclass_fields__, *Posterior.__dataclass_fields__]
+WEIGHTS = [*Core.__dataclass_fields__, *Prior.__dataclass_fields__]
+TRACE = ["deter_in", "a1", "h1", "a2", "h2", "x", "m", "gate"]
+"""What a step leaves behind for the way back: inputs and outputs of its layers."""
+TRANSPOSED = ["from_deter", "from_stoch", "recurrent", "mix_deter", "mix_stoch", "gates", "inner", "head"]
+GRADIENTS = ["a1", "a2", "x", "gate", "p", "logits", "scales"]
+
+
+class _Sizes(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("deter", "hidden", "blocks", "stoch", "classes")),
+        *((name, ctypes.c_int) for name in ("batch", "steps", "block")),
+        ("unimix", ctypes.c_float),
+    ]
+
+
+class _Weights(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in WEIGHTS]
+
+
+class _Trace(ctypes.Structure):
+    _fields_ = [*((name, ctypes.c_void_p) for name in TRACE), ("stride", ctypes.c_size_t)]
+
+
+class _Transposed(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in TRANSPOSED]
+
+
+class _Gradients(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in GRADIENTS]
+
+
+class _Part(ctypes.Structure):
+    _fields_ = [("size", ctypes.c_int), ("discrete", ctypes.c_int)]
+
+
+def _addresses(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+
+
+def _sizes(sizes: Sizes, unimix: float, batch: int, steps: int) -> _Sizes:
+    block = min(BLOCK, -(-batch // torch.get_num_threads()))  # so that every thread gets rows
+    return _Sizes(sizes.deter, sizes.hidden, sizes.blocks, sizes.stoch, sizes.classes, batch, steps, block, unimix)
+
+
+def _pack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters as the way forward reads them: matrices packed, but the one whose rows are looked up."""
+    stored = {name: weights[name].t() for name in ("from_deter", "inner", "second", "head") if name in weights}
+    stored |= {name: weights[name] for name in ("recurrent", "mix_deter", "mix_stoch", "gates")}
+    packed = {name: native.pack(matrix) for name, matrix in stored.items()}
+    packed["from_stoch"] = weights["from_stoch"].t().contiguous()
+    return {name: tensor.contiguous() for name, tensor in weights.items() if name not in packed} | packed
+
+
+# --- observing ---
+
+
+class _Observe(torch.autograd.Function):
+    """Its inputs: sizes, unimix, the start (deter, stoch), keep, uniform, drive, offset, and all of `OBSERVED`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        sizes: Sizes,
+        unimix: float,
+        start: tuple[Tensor, Tensor],
+        keep: Tensor,
+        uniform: Tensor,
+        drive: Tensor,
+        offset: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, steps, deter, hidden = *keep.shape, sizes.deter, sizes.hidden
+        widths = (deter, hidden, hidden, hidden, hidden, deter, deter, 3 * deter)
+        trace = {name: drive.new_empty(batch, steps, width) for name, width in zip(TRACE, widths, strict=True)}
+        p, q = (drive.new_empty(batch, steps, hidden) for _ in range(2))  # the posterior's layer
+        points = drive.new_empty(batch, steps, deter)
+        stoch, logits = (drive.new_empty(batch, steps, sizes.stoch, sizes.classes) for _ in range(2))
+        packed = _pack(dict(zip(OBSERVED, parameters, strict=True)))
+        numbers, keep = _sizes(sizes, unimix, batch, steps), keep.contiguous()
+        given = [tensor.contiguous() for tensor in (*start, keep, drive, offset, uniform)]
+        results = p, q, points, stoch, logits
+        weights = ctypes.byref(_Weights(**_addresses(packed)))
+        native.call("observe_forward", weights, numbers, *given, _Trace(**_addresses(trace)), *results)
+        ctx.save_for_backward(keep, start[1], *results, *trace.values(), *parameters)
+        ctx.sizes, ctx.numbers = sizes, numbers
+        return points, stoch, logits
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        sizes: Sizes = ctx.sizes
+        keep, start, p, q, points, stoch, logits, *rest = ctx.saved_tensors
+        trace = dict(zip(TRACE, rest, strict=False))
+        weights = dict(zip(OBSERVED, rest[len(TRACE) :], strict=True))
+        given_deter, given_stoch, given_logits = (gradient.contiguous() for gradient in gradients)
+        blocks, scales = -(-len(keep) // ctx.numbers.block), [sizes.hidden] * 3 + [sizes.deter]
+        grad = {name: torch.empty_like(trace[name]) for name in ("a1", "a2", "x", "gate")}
+        grad |= {"p": torch.empty_like(p), "logits": given_logits.clone(), "scales": p.new_zeros(blocks, sum(scales))}
+        transposed = {name: native.pack(weights[name]) for name in ("from_deter", "from_stoch", "inner", "head")}
+        turned = ("recurrent", "mix_deter", "mix_stoch", "gates")
+        transposed |= {name: native.pack(weights[name].transpose(-1, -2)) for name in turned}
+        norms = {name: tensor.contiguous() for name, tensor in weights.items() if name.endswith("scale")}
+        native.call(
+            "observe_backward",
+            ctypes.byref(_Weights(**_addresses(norms))),
+            ctypes.byref(_Transposed(**_addresses(transposed))),
+            *(ctx.numbers, keep, _Trace(**_addresses(trace)), p, logits, given_deter, given_stoch),
+            _Gradients(**_addresses(grad)),
+        )
+        before = torch.cat([start[:, None], stoch[:, :-1]], 1) * keep[..., None, None]
+        scale1, scale2, inner_scale, mix_scale = grad.pop("scales").sum(0).split(scales)
+        d = {name: tensor.flatten(2).flatten(0, 1) for name, tensor in grad.items()}
+        inputs = {"deter": points, "q": q, "stoch_in": before.flatten(2)} | trace
+        into = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
+        of_weights = {
+            "from_deter": d["a1"].t() @ into["deter_in"],
+            "from_deter_bias": d["a1"].sum(0),
+            "from_deter_scale": scale1,
+            "from_stoch": d["a2"].t() @ into["stoch_in"],
+            "from_stoch_bias": d["a2"].sum(0),
+            "from_stoch_scale": scale2,
+            "recurrent": _block_gradient(into["deter_in"], d["x"], sizes.blocks),
+            "mix_deter": into["h1"].t() @ d["x"],
+            "mix_stoch": into["h2"].t() @ d["x"],
+            "mix_scale": mix_scale,
+            "gates": _block_gradient(into["m"], d["gate"], sizes.blocks),
+            "gates_bias": d["gate"].sum(0),
+            "inner": d["p"].t() @ into["deter"],
+            "inner_scale": inner_scale,
+            "head": d["logits"].t() @ into["q"],
+            "head_bias": d["logits"].sum(0),
+        }
+        nothing = (None,) * 5
+        return (*nothing, grad["x"], grad["p"], *(of_weights[name] for name in OBSERVED))
+
+
+def _block_gradient(x: Float[Tensor, "n I"], dy: Float[Tensor, "n O"], blocks: int) -> Float[Tensor, "G i o"]:
+    left, right = (tensor.unflatten(-1, (blocks, -1)).transpose(0, 1) for tensor in (x, dy))
+    return torch.bmm(left.transpose(1, 2), right)
+
+
+def observe(
+    shape: tuple[Sizes, float],
+    core: Core,
+    posterior: Posterior,
+    drive: Float[Tensor, "B T D"],
+    offset: Float[Tensor, "B T h"],
+    keep: Float[Tensor, "B T"],
+    start: tuple[Float[Tensor, "B D"], Float[Tensor, "B S C"]],
+    uniform: Float[Tensor, "B T S"],
+) -> Latent:
+    """The posterior of every step, as `RSSM.observe` has it. ``shape`` is sizes and unimix.
+
+    ``keep`` is 0 where an episode begins and 1 elsewhere. The start gets no gradient.
+    """
+    parameters = vars(core) | vars(posterior)
+    weights = (parameters[name] for name in OBSERVED)
+    return Latent(*_Observe.apply(*shape, start, keep, uniform, drive, offset, *weights))  # type: ignore[misc]
+
+
+# --- dreaming ---
+
+
+def dream(
+    shape: tuple[Sizes, float],
+    core: Core,
+    prior: Prior,
+    drive: Drive,
+    behavior: tuple[Sequence[Dense], ActionDistribution],
+    start: Latent,
+    choice: Float[Tensor, "H N Z"],
+    chance: Float[Tensor, "H N S"],
+) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
+    """Policy and prior by turns, without gradient: the points [N, H+1], the policy's parameters and the actions.
+
+    ``shape`` is sizes and unimix, ``behavior`` the policy's layers and its distribution.
+    """
+    (actor, distribution), (horizon, count) = behavior, chance.shape[:2]
+    latent = Latent(*(field.new_empty(count, horizon + 1, *field.shape[1:]) for field in start.fields))
+    for points, first in zip(latent.fields, start.fields, strict=True):
+        points[:, 0] = first
+    parts = [_Part(part.size, isinstance(part, OneHot)) for part in distribution.parts]
+    unimix = next((part.unimix for part in distribution.parts if isinstance(part, OneHot)), 0.0)
+    spread = next(((part.low, part.high) for part in distribution.parts if isinstance(part, BoundedNormal)), (0.0, 0.0))
+    policy = choice.new_empty(count, horizon, distribution.parameters)
+    action = choice.new_empty(count, horizon, sum(part.size for part in distribution.parts))
+    packed, mix = _pack(vars(core) | vars(prior)), native.pack(drive.mix)
+    noise = distribution.noise_of(choice).contiguous()
+    native.call(
+        "dream",
+        ctypes.byref(_Weights(**_addresses(packed))),
+        _sizes(*shape, count, horizon),
+        *(structure(actor), len(actor)),
+        *(structure([drive.layer]), mix, drive.bias),
+        *((_Part * len(parts))(*parts), len(parts)),
+        *map(ctypes.c_float, (unimix, *spread)),
+        *(noise, noise.shape[-1], chance.contiguous()),
+        *(*latent.fields, policy, action),
+    )
+    return latent, policy, action
