@@ -63,6 +63,8 @@ class RunOptions(Options):
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<number>`."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of torch; 0 leaves the choice to torch."""
+    kernels: Literal["auto", "off"] = "auto"
+    """Native kernels on a CPU: built once with the machine's C compiler, where there is one."""
     ratio: float = Field(default=0.25, gt=0, le=64)
     """Updates of the agent per environment step."""
     evaluate_every: int = Field(default=10_000, ge=0)

@@ -1,9 +1,10 @@
-"""Which device a run computes on."""
+"""Which device a run computes on, and how."""
 
 from __future__ import annotations
 
 import torch
 
+from reverie import native
 from reverie.types import DeviceError
 
 
@@ -21,3 +22,10 @@ def choose_device(name: str) -> torch.device:
         raise DeviceError(f"device {name} is not available: this machine has {torch.cuda.device_count()} CUDA devices; "
                           "use --device cpu or auto")  # fmt: skip
     return device
+
+
+def set_up(threads: int, kernels: str) -> None:
+    """Chooses the number of CPU threads (0: as torch does), and whether native kernels serve (``auto``) or are off."""
+    if threads:
+        torch.set_num_threads(threads)
+    native.use(kernels == "auto")

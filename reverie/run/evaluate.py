@@ -18,7 +18,7 @@ from reverie.env import EnvOptions, make, make_vector, runs_inline
 from reverie.imagine import open_loop
 from reverie.run import checkpoint
 from reverie.run.collect import Episode, Scores
-from reverie.run.device import choose_device
+from reverie.run.device import choose_device, set_up
 
 MOST_ENVS = 50
 """Fast environments that are played side by side at most; of slow ones, as many as in training."""
@@ -112,8 +112,7 @@ def restore_agent(path: Path, device: str, env: str | None = None) -> tuple[Agen
     config, state = checkpoint.load_run(path)
     if env is not None:
         config = configuration.override(config.model_dump(mode="json"), (), {"env.name": env})
-    if config.run.threads:
-        torch.set_num_threads(config.run.threads)
+    set_up(config.run.threads, config.run.kernels)
     example = make(config.env)
     spaces = example.observation, example.action
     example.close()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from reverie import config as configuration
+from reverie import native
 from reverie.agent import Agent
 from reverie.config import Config
 from reverie.env import make_vector
@@ -22,7 +23,7 @@ from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
 from reverie.run.clock import Every, Interruption, Ratio
 from reverie.run.collect import Collector
-from reverie.run.device import choose_device
+from reverie.run.device import choose_device, set_up
 from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate
 from reverie.run.lock import lock
 from reverie.run.logger import Logger
@@ -57,8 +58,7 @@ class DreamerV3Trainer:
         """Takes the folder, starts environments and replay, and goes back to ``state``."""
         config, run = self.config, self.config.run
         device = choose_device(run.device)
-        if run.threads:
-            torch.set_num_threads(run.threads)
+        set_up(run.threads, run.kernels)
         resources.enter_context(lock(self.folder))
         latest = self.folder / "checkpoints" / "latest.pt"
         if state is None and latest.exists():
@@ -221,6 +221,7 @@ class DreamerV3Trainer:
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
             "threads": torch.get_num_threads(),
+            "kernels": native.library() is not None,
         }
         self.checkpoints.save(state, best=best)
         self.replay.commit()
@@ -239,6 +240,8 @@ class DreamerV3Trainer:
             raise StoredDataError(f"the checkpoint's replay or collector lacks {error}; use another one") from error
         if state["threads"] != torch.get_num_threads():
             log.warning("resume is not bit-exact: %d threads before, %d now", state["threads"], torch.get_num_threads())
+        if state["kernels"] != (native.library() is not None):
+            log.warning("resume is not bit-exact: native kernels were %s", "on" if state["kernels"] else "off")
 
 
 def _fresh_name(config: Config) -> str:
