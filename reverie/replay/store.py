@@ -37,6 +37,10 @@ class Stream:
     """Adjacent chunks that hold at least the last window; the newest one is being written."""
 
 
+OPTIONS = {"streams": ("env.envs", 1), "window": ("replay.length", 1), "chunk": ("replay.chunk", 0)}
+"""What the layout follows from: the option, and what is added to it (a stream of recorded episodes, a context row)."""
+
+
 class ChunkStore:
     """Rows of ``streams`` streams in a directory, at most ``capacity`` of them; the oldest full chunk goes first.
 
@@ -217,8 +221,10 @@ class ChunkStore:
         stored = state["layout"]
         for name, value in self.layout.items():
             if stored.get(name) != value:
+                option, extra = OPTIONS[name]
+                before = stored[name] - extra if name in stored else "unknown"
                 raise StoredDataError(
-                    f"{self.directory}: the replay was stored with {name} {stored.get(name)}, this run has {value};"
+                    f"{self.directory}: the replay was stored with {option} = {before}, this run has {value - extra};"
                     " resume with the original configuration"
                 )
         header = self.directory / "replay.json"

@@ -184,7 +184,7 @@ def test_a_missing_or_foreign_directory_is_refused(tmp_path):
         foreign.load_state_dict(state)
     foreign.close()
     longer = make(tmp_path / "own", length=5)
-    with pytest.raises(StoredDataError, match="stored with window 5, this run has 6"):
+    with pytest.raises(StoredDataError, match="stored with replay.length = 4, this run has 5"):
         longer.load_state_dict(state)
     longer.close()
 
