@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class ChunkStore:
     ) -> None:
         self.directory, self.columns, self.latents = directory, columns, latents
         self.window, self.size, self.capacity = window, size, capacity
-        self.layout = {"streams": streams, "window": window, "chunk": size}
+        self.layout: dict[str, Any] = {"streams": streams, "window": window, "chunk": size}
         self.layout |= {"columns": _plain(columns), "latents": _plain(latents)}
         self.journal = Journal(directory, latents)
         self.streams = [Stream() for _ in range(streams)]
@@ -219,14 +220,18 @@ class ChunkStore:
 
     def _check_layout(self, state: dict) -> None:
         stored = state["layout"]
-        for name, value in self.layout.items():
-            if stored.get(name) != value:
-                option, extra = OPTIONS[name]
-                before = stored[name] - extra if name in stored else "unknown"
+        for name, (option, extra) in OPTIONS.items():
+            if stored.get(name) != self.layout[name]:
+                before, now = (f"{layout.get(name, extra) - extra}" for layout in (stored, self.layout))
                 raise StoredDataError(
-                    f"{self.directory}: the replay was stored with {option} = {before}, this run has {value - extra};"
+                    f"{self.directory}: the replay was stored with {option} = {before}, this run has {now};"
                     " resume with the original configuration"
                 )
+        if stored != self.layout:
+            raise StoredDataError(
+                f"{self.directory}: the replay was stored with other observations, actions or latents than this run's;"
+                " resume with the original environment and configuration"
+            )
         header = self.directory / "replay.json"
         if state["chunks"] and (
             not header.is_file() or header.read_bytes() != json.dumps(self.layout, indent=1).encode()
