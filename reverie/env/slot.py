@@ -60,6 +60,7 @@ class Slot:
         self.lost = False  # open, but the environment is no longer there: the next row ends the episode
         self.obs: Observation = {}
         self.actions: list[np.ndarray] | None = []
+        self.taken = np.zeros(0, np.float32)  # the action of a step that is under way
 
     def describe(self) -> tuple[dict[str, ObservationSpec], ActionSpec]:
         """What the environment shows and takes; the question must have been sent."""
@@ -75,7 +76,7 @@ class Slot:
         if not self.open:
             self.place.send("reset", self._episode_seed())
         elif not self.lost:
-            self._remember(action)
+            self.taken = action
             self.place.send("step", action)
 
     def receive(self) -> Row:
@@ -90,6 +91,7 @@ class Slot:
             self._restart(failure)
             return self._end(Row(self.obs, 0.0, False, True, False))
         self.length += 1
+        self._remember(self.taken)
         row = Row(self.obs, reward, False, terminated or truncated, terminated)
         return self._end(row) if row.last else row
 

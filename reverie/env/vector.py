@@ -64,10 +64,18 @@ class VectorEnv:
 
     def step(self, action: np.ndarray) -> Step:
         """Takes the actions [E, A]; where the row before was ``last`` (and at the start) an episode begins instead."""
+        self.send(action)
+        return self.receive()
+
+    def send(self, action: np.ndarray) -> None:
+        """Gives out the actions of the next `receive`; environments in other processes step from here on."""
         if action.shape != self._action_shape:
             raise ValueError(f"actions have shape {action.shape}, expected {self._action_shape}")
         for slot, row in zip(self.slots, action.copy(), strict=True):
             slot.send(row)
+
+    def receive(self) -> Step:
+        """The rows that `send` asked for. Until then, `state_dict` knows nothing of these actions."""
         obs, reward, first, last, terminal = zip(*[slot.receive() for slot in self.slots], strict=True)
         return Step(
             {key: np.array([one[key] for one in obs]) for key in self.observation},

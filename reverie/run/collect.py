@@ -37,18 +37,27 @@ class Scores:
 
 
 class Collector:
-    """What must be remembered between two steps of the real environments, and how to take one."""
+    """What must be remembered between two steps of the real environments, and how to take one.
+
+    Actions are given out as soon as they are chosen, so that environments in other processes step while the agent
+    learns. The rows are the same as in lock-step: an action never waits for an update.
+    """
 
     def __init__(self, envs: VectorEnv, agent: Agent, replay: SequenceReplayBuffer):
         self.envs, self.agent, self.replay = envs, agent, replay
         self.carry, self.scores = agent.initial(envs.size), Scores(envs.size)
         self.action = self.carry.action.cpu().numpy()
+        self.stepping = False
 
     def step(self) -> list[Episode]:
         """Plays one step in every environment; returns the episodes that ended."""
-        step = self.envs.step(self.action)
+        if not self.stepping:
+            self.envs.send(self.action)
+        step = self.envs.receive()
         self.action, self.carry = self.agent.act(step, self.carry)
         stored = self.agent.world.pack(self.carry.latent)
+        self.envs.send(self.action)
+        self.stepping = True
         self.replay.add(step, self.action, {name: value.cpu().numpy() for name, value in stored.items()})
         return [episode for _, episode in self.scores.add(step.reward, step.first, step.last)]
 
@@ -63,7 +72,7 @@ class Collector:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was made; open episodes are replayed from their seeds."""
+        """Goes on where `state_dict` was made; open episodes are replayed from their seeds. Call it before `step`."""
         self.envs.load_state_dict(state["envs"])
         device = self.agent.device
         self.carry = Carry(Latent(*(field.to(device) for field in state["latent"])), state["action"].to(device))
