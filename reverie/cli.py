@@ -1,4 +1,4 @@
-"""The command line: ``reverie train | evaluate | play | config | inspect``.
+"""The command line: ``reverie train | evaluate | play | profile | config | inspect``.
 
 Every mistake that a user can mend is one line on standard error and a documented exit code.
 """
@@ -49,6 +49,12 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--device", default="auto")
         command.set_defaults(run=run)
     play.add_argument("--output", type=Path, default=Path("media"), help="folder for the videos")
+
+    profile = commands.add_parser("profile", help="say where the time of a training step goes")
+    _add_config_flags(profile)
+    profile.add_argument("--updates", type=_at_least(1), default=50, help="updates to measure")
+    profile.add_argument("--output", type=Path, help="a JSON file for the figures")
+    profile.set_defaults(run=_profile)
 
     show = commands.add_parser("config", help="print the configuration that a command would run with")
     _add_config_flags(show)
@@ -182,6 +188,16 @@ def _play(options: argparse.Namespace) -> int:
     agent, config = restore_agent(options.checkpoint, options.device, options.env)
     for line in play(agent, config.env, options.episodes, options.seed, options.output):
         print(line, flush=True)
+    return 0
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from reverie.run.profile import profile
+
+    result = profile(_load_config(options), options.updates)
+    print("\n".join(result.lines()))
+    if options.output:
+        result.write(options.output)
     return 0
 
 

@@ -124,19 +124,13 @@ class DreamerV3Trainer:
 
     def _train(self) -> int:
         run = self.config.run
-        logs, evaluations, saves = Every(run.log_every), Every(run.evaluate_every), Every(run.checkpoint_every)
+        evaluations, saves = Every(run.evaluate_every), Every(run.checkpoint_every)
         self._introduce()
         reached = False
         with self.interruption, self.progress:
             while self.step < run.steps and not reached and self.interruption.signal is None:
-                before, began = self.step, time.monotonic()
-                self._collect()
-                if self.replay.ready:
-                    for _ in range(self.due(self.step)):
-                        self._learn()
-                self.seconds += time.monotonic() - began
-                if logs(before, self.step):
-                    self._log()
+                before = self.step
+                self.advance()
                 if evaluations(before, self.step):
                     reached = self._evaluate()
                 if saves(before, self.step):
@@ -146,6 +140,17 @@ class DreamerV3Trainer:
         verb = "Finished" if self.interruption.signal is None else "Stopped"
         log.info("%s at step %d; go on with --checkpoint %s", verb, self.step, self.checkpoints.latest)
         return self.interruption.exit_code
+
+    def advance(self) -> None:
+        """One step in every environment, the updates that are due, and a row of metrics every now and then."""
+        before, began = self.step, time.monotonic()
+        self._collect()
+        if self.replay.ready:
+            for _ in range(self.due(self.step)):
+                self._learn()
+        self.seconds += time.monotonic() - began
+        if Every(self.config.run.log_every)(before, self.step):
+            self._log()
 
     def _collect(self) -> None:
         for episode in self.collector.step():

@@ -1,0 +1,146 @@
+"""Where the time of a run goes: plays and learns for some updates with a stopwatch around every part.
+
+The parts are wrapped from outside while the profile is made, so that no other run pays for it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from reverie.agent import Agent
+from reverie.behavior.actor_critic import ActorCritic
+from reverie.config import Config
+from reverie.env import VectorEnv
+from reverie.optim import Optimizer
+from reverie.replay import SequenceReplayBuffer
+from reverie.run.logger import Logger
+from reverie.run.train import DreamerV3Trainer
+from reverie.world.model import MultimodalWorldModel
+
+PARTS: dict[str, list[tuple[Any, str]]] = {
+    "environment": [(VectorEnv, "send"), (VectorEnv, "receive")],
+    "acting": [(Agent, "act")],
+    "replay": [(SequenceReplayBuffer, name) for name in ("add", "sample", "write_latent")],
+    "world model": [(MultimodalWorldModel, "loss")],
+    "imagination": [("reverie.agent", "imagine")],
+    "judgement": [(ActorCritic, "judge"), (ActorCritic, "replay_value"), (ActorCritic, "follow")],
+    "policy and critic": [("reverie.agent", "improve")],
+    "gradients": [(torch.Tensor, "backward")],
+    "optimizer": [(Optimizer, "_descend")],
+    "logging": [(Logger, "write"), (Logger, "episode")],
+}
+"""Every part and the functions that it consists of. Time inside a nested part counts there alone."""
+
+
+class Stopwatch:
+    """Adds up the time of named parts, each without the parts inside it."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.calls: Counter[str] = Counter()
+        self._inner = [0.0]
+
+    def now(self) -> float:
+        """The time when all work given to the device so far is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Counts what happens inside under ``name``."""
+        began = self.now()
+        self._inner.append(0.0)
+        try:
+            yield
+        finally:
+            spent = self.now() - began
+            self.seconds[name] += spent - self._inner.pop()
+            self.calls[name] += 1
+            self._inner[-1] += spent
+
+    def around(self, name: str, function: Any) -> Any:
+        """The function with its time counted under ``name``."""
+
+        @functools.wraps(function)
+        def timed(*arguments: Any, **named: Any) -> Any:
+            with self.part(name):
+                return function(*arguments, **named)
+
+        return timed
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Milliseconds per update and calls per update of every part; ``rest`` is what no part explains."""
+
+    milliseconds: dict[str, float]
+    calls: dict[str, float]
+    updates: int
+    environment_steps: int
+
+    def lines(self) -> Iterator[str]:
+        """A table with bars, largest part first."""
+        total = sum(self.milliseconds.values())
+        yield f"{'part':<18}{'ms / update':>12}{'share':>8}{'calls / update':>16}"
+        for name, value in sorted(self.milliseconds.items(), key=lambda item: -item[1]):
+            share = value / total
+            yield f"{name:<18}{value:12.2f}{share:8.1%}{self.calls.get(name, 0):16.1f}  {'█' * round(40 * share)}"
+        rate = 1000 * self.environment_steps / (total * self.updates)
+        yield f"{'together':<18}{total:12.2f}   over {self.updates} updates, {rate:.0f} environment steps/s"
+
+    def write(self, path: Path) -> None:
+        """Everything as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(vars(self), indent=1) + "\n")
+
+
+def profile(config: Config, updates: int, warmup: int = 5) -> Profile:
+    """Trains in a folder that is thrown away, ``warmup`` updates first, and measures ``updates`` more."""
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {"name": "profile", "directory": folder, "checkpoint_dir": f"{folder}/checkpoints"}
+        config = config.model_copy(update={"run": config.run.model_copy(update=quiet)})
+        trainer = DreamerV3Trainer(config)
+        try:
+            while trainer.updates < warmup:
+                trainer.advance()
+            watch, before, steps = Stopwatch(trainer.agent.device), trainer.updates, trainer.step
+            with ExitStack() as wrapped:
+                for name, functions in PARTS.items():
+                    for owner, attribute in functions:
+                        wrapped.enter_context(_wrap(watch, name, owner, attribute))
+                while trainer.updates < before + updates:
+                    with watch.part("rest"):
+                        trainer.advance()
+        finally:
+            trainer.close()
+    done = trainer.updates - before
+    return Profile(
+        {name: 1000 * watch.seconds[name] / done for name in [*PARTS, "rest"]},
+        {name: watch.calls[name] / done for name in PARTS},
+        done,
+        trainer.step - steps,
+    )
+
+
+def _wrap(watch: Stopwatch, name: str, owner: Any, attribute: str) -> Any:
+    """A context in which a function of a class (or of a module, by name) is timed."""
+    if isinstance(owner, str):
+        module = __import__(owner, fromlist=[attribute])
+        return mock.patch.object(module, attribute, watch.around(name, getattr(module, attribute)))
+    return mock.patch.object(
+        owner, attribute, watch.around(name, owner.__dict__.get(attribute) or getattr(owner, attribute))
+    )

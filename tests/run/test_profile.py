@@ -1,0 +1,53 @@
+"""The profile: every millisecond is counted once, and nothing stays wrapped."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import torch
+
+from reverie.agent import Agent
+from reverie.cli import main
+from reverie.run.profile import PARTS, Stopwatch
+
+TINY = ["world.size=tiny", "env.envs=2", "replay.batch_size=2", "replay.length=4", "run.ratio=0.5", "agent.horizon=2"]
+
+
+def test_time_inside_a_nested_part_counts_there_alone():
+    watch = Stopwatch(torch.device("cpu"))
+
+    def inner() -> None:
+        time.sleep(0.02)
+
+    def outer() -> None:
+        time.sleep(0.01)
+        timed()
+        timed()
+
+    timed = watch.around("inner", inner)
+    began = time.perf_counter()
+    watch.around("outer", outer)()
+    spent = time.perf_counter() - began
+    assert watch.calls == {"inner": 2, "outer": 1}
+    assert watch.seconds["inner"] >= 0.04 and watch.seconds["outer"] >= 0.01
+    assert abs(spent - sum(watch.seconds.values())) < 0.01
+
+
+def test_the_command_explains_a_training_step(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    act = Agent.act
+    assert main(["profile", "--env", "CartPole-v1", "--updates", "4", "--output", "profile.json", *TINY]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line[:18].strip() for line in lines} >= {*PARTS, "rest", "together"}
+    result = json.loads((tmp_path / "profile.json").read_text())
+    assert result["updates"] >= 4 and all(result["milliseconds"][part] > 0 for part in PARTS if part != "logging")
+    assert result["calls"]["world model"] == result["calls"]["imagination"] == 1
+    assert Agent.act is act
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "checkpoints").exists()
+
+
+def test_a_profile_takes_the_flags_of_a_training_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["profile", "world.size=huge"]) == 2
+    assert "world.size" in capsys.readouterr().err
