@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from reverie import native
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.types import Dream, Latent, stack
+from reverie.world import scan
 from reverie.world.model import MultimodalWorldModel
 
 
@@ -27,8 +27,6 @@ class Actor(Protocol):
 
     @property
     def actor(self) -> nn.Module: ...
-
-    def policy(self, inputs: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch P"]: ...
 
 
 @torch.no_grad()
@@ -52,6 +50,7 @@ def imagine(
     )
 
 
+@torch.no_grad()
 def roll(
     world: MultimodalWorldModel,
     actor: Actor,
@@ -63,13 +62,15 @@ def roll(
 
     Uniform numbers decide: ``choice`` about actions, ``chance`` about latents.
     """
-    if isinstance(actor.actor, MLP) and native.serves(start.deter):
-        return world.rssm.dream(actor.actor, actor.distribution, start, choice, chance)
+    policy, distribution = actor.actor, actor.distribution
+    tensors, states = (*start.fields, choice, chance, world.rssm.gates.bias), chance.shape[:2].numel()
+    if isinstance(policy, MLP) and distribution.standard and scan.serves(world.sizes, states, *tensors):
+        return world.rssm.dream(policy, distribution, start, choice, chance)
     step = world.rssm.dreamer()
     latents, policies, actions = [start], [], []
     for t in range(len(chance)):
-        policies.append(actor.policy(latents[t].features))
-        actions.append(actor.distribution.sample(policies[t], choice[t]))
+        policies.append(policy(latents[t].features))
+        actions.append(distribution.sample(policies[t], choice[t]))
         latents.append(step(latents[t], actions[t], chance[t]))
     return stack(latents), torch.stack(policies, 1), torch.stack(actions, 1)
 

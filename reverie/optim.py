@@ -182,7 +182,7 @@ class Optimizer:
         corrections = 1 - options.beta1**count, 1 - options.beta2**count
         numbers = (float(rate), options.beta1, options.beta2, options.eps, *corrections)
         buffers = self.weight, self.gradient, *self.moments, ctypes.c_int64(self.weight.numel())
-        native.call("descend", list(KINDS).index(options.kind), *buffers, *map(ctypes.c_float, numbers))
+        native.call("descend", int(options.kind == "adam"), *buffers, *map(ctypes.c_float, numbers))
 
     def state_dict(self) -> dict[str, Any]:
         return {

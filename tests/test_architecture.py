@@ -15,22 +15,22 @@ from reverie.types import Latent
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"types", "functional", "native"}
-BELOW_AGENT = BASE | {"nets", "world", "behavior", "imagine", "optim"}
+BASE = {"types", "functional"}
+BELOW_AGENT = BASE | {"nets", "native", "world", "behavior", "imagine", "optim"}
 BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "replay"}
 BELOW_RUN = BELOW_CONFIG | {"config"}
 
 MAY_IMPORT = {
     "types": set(),
     "functional": {"types"},
-    "native": {"types"},
+    "native": set(),
     "env": BASE,
     "replay": BASE,
-    "optim": BASE,
-    "nets": BASE,
-    "world": BASE | {"nets"},
+    "optim": BASE | {"native"},
+    "nets": BASE | {"native"},
+    "world": BASE | {"nets", "native"},
     "behavior": BASE | {"nets", "optim"},
-    "imagine": BASE | {"nets", "world", "behavior"},
+    "imagine": BASE | {"nets", "native", "world", "behavior"},
     "agent": BELOW_AGENT,
     "config": BELOW_CONFIG,
     "run": BELOW_RUN,

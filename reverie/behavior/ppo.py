@@ -77,8 +77,8 @@ def improve(
                 torch.cat([returns[index], real.target]),
                 torch.cat([slow_value[index], real.slow_value]),
             )
-            value_loss, replay_loss = judged.split([len(policy), len(real.weight)])
-            value_loss, replay_loss = weight[index] * value_loss, real.weight * replay_loss
+            on_dream, on_replay = judged.split([len(policy), len(real.weight)])
+            value_loss, replay_loss = weight[index] * on_dream, real.weight * on_replay
 
             history.append(
                 {

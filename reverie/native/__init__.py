@@ -1,8 +1,8 @@
 """Native kernels for CPUs: built on first use with the machine's C compiler, cached, and never required.
 
-``kernels.c`` holds what dominates an update on a CPU once the matrices are small: the loops over time, stacks of
-layers, and the optimizer's step. `library` is None where no compiler is found, or after `use(False)`; every caller
-then computes the same in plain tensors, which is also the oracle of the tests.
+The C files hold what dominates an update on a CPU while the matrices are small: the loops over time, stacks of layers,
+and the optimizer's step. `serves` is false where no compiler is found, after `use(False)`, and for tensors that the
+kernels do not know; every caller then computes the same in plain tensors, which is also the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -21,18 +22,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.c")
+FOLDER = Path(__file__).parent
+UNITS = ["layers.c", "scan.c", "optimizer.c"]
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC"]
-EXTRAS = [["-fopenmp", "-mprefer-vector-width=512", "-mrecip=none"], ["-fopenmp"], []]
+WIDE = ["-mprefer-vector-width=512", "-mrecip=none"]
+EXTRAS = [["-fopenmp", *WIDE], ["-fopenmp"], WIDE, []]
 """Tried in turn: not every compiler has them. OpenMP is not linked: torch's own pool is already in the process."""
 BLOCK = 24
 """Rows that one thread carries through a kernel together."""
+LARGEST = 2**17
+"""Numbers in a matrix above which the products of torch are faster than ours."""
+
 _enabled = True
 
 
@@ -42,91 +46,103 @@ def use(enabled: bool) -> None:
     _enabled = enabled
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None."""
-    return _load() if _enabled else None
-
-
-def call(kernel: str, *arguments: Any) -> None:
-    """Calls a kernel: contiguous tensors go as pointers, structures and numbers as ctypes sees them."""
-    loaded = _load()
-    assert loaded is not None
-    getattr(loaded, kernel)(*(pointer(item) if isinstance(item, Tensor) else item for item in arguments))
+def version() -> str:
+    """What identifies the machine code in use; empty without kernels."""
+    library = _load() if _enabled else None
+    return Path(library._name).stem if library else ""
 
 
 def serves(*tensors: Tensor) -> bool:
-    """Whether the kernels can compute with these tensors: single precision on a CPU."""
+    """Whether the kernels can compute with these tensors: single precision on a CPU, and at least one row of each."""
     return (
-        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 for tensor in tensors)
+        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() for tensor in tensors)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and library() is not None
+        and _enabled
+        and _load() is not None
     )
+
+
+def call(kernel: str, *arguments: Any) -> None:
+    """Calls a kernel: tensors go as pointers, structures and numbers as ctypes sees them (a plain int is a C int)."""
+    getattr(_load(), kernel)(*(address(item) if isinstance(item, Tensor) else item for item in arguments))
+
+
+def address(tensor: Tensor) -> ctypes.c_void_p:
+    """Where a contiguous tensor begins; the caller keeps the tensor alive during the call."""
+    assert tensor.is_contiguous()
+    assert tensor.dtype == torch.float32
+    return ctypes.c_void_p(tensor.data_ptr())
+
+
+# --- building ---
 
 
 @cache
 def _load() -> ctypes.CDLL | None:
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
+    """The compiled kernels, or None."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not compiler or shutil.which(compiler[0]) is None:
         log.info("no C compiler found: the native kernels are off, updates on a CPU take longer")
         return None
+    reason: Exception | str = ""
     for extras in EXTRAS:
-        flags = [*FLAGS, *extras]
-        path = _cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
         try:
-            if not path.exists():
-                _build(compiler, flags, path)
-            return ctypes.CDLL(str(path))
-        except (OSError, subprocess.SubprocessError) as error:
+            path = _cached(compiler, [*FLAGS, *extras])
+            try:
+                library = ctypes.CDLL(str(path))
+            except OSError:
+                path.unlink(missing_ok=True)
+                raise
+        except subprocess.CalledProcessError as error:
+            reason = (error.stderr.decode(errors="replace").strip().splitlines() or [str(error)])[-1]
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = error
+        else:
+            log.debug("native kernels: %s with %s", path, " ".join(extras))
+            return library
     log.warning("the native kernels could not be built (%s): updates on a CPU take longer", reason)
     return None
 
 
-def _build(compiler: str, flags: Sequence[str], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _cached(compiler: Sequence[str], flags: Sequence[str]) -> Path:
+    """The library, built now unless that was done before. Many processes may do so at once."""
+    path = _cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
+    if path.exists():
+        return path
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        compiled, linked = Path(folder) / "kernels.o", Path(folder) / "kernels.so"
-        for command in (
-            [compiler, *flags, "-c", str(SOURCE), "-o", str(compiled)],
-            # Linked without -ffast-math, which would change the floating-point mode of the whole process.
-            [compiler, "-shared", str(compiled), "-o", str(linked), "-lm"],
-        ):
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
-        os.replace(linked, path)
+        units = [str(FOLDER / unit) for unit in UNITS]
+        objects = [unit.replace(".c", ".o") for unit in UNITS]
+        # Linked without -ffast-math, which would change the floating-point mode of the whole process.
+        for command in ([*flags, "-c", *units], ["-shared", *objects, "-o", "kernels.so", "-lm"]):
+            subprocess.run([*compiler, *command], cwd=folder, check=True, capture_output=True, timeout=120)
+        os.replace(Path(folder) / "kernels.so", path)
+    return path
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie"
-
-
-def _fingerprint(compiler: str, flags: Sequence[str]) -> str:
-    """Changes with whatever changes the machine code: source, compiler, flags, processor."""
-    cpu = Path("/proc/cpuinfo")
-    features = next((line for line in cpu.read_text().splitlines() if line.startswith(("flags", "Features"))), "") \
-        if cpu.exists() else platform.processor()  # fmt: skip
-    parts = (SOURCE.read_text(), compiler, " ".join(flags), platform.machine(), features)
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-# --- Arguments ---
-
-
-def pointer(tensor: Tensor) -> ctypes.c_void_p:
-    """The address of a contiguous tensor; the caller keeps the tensor alive during the call."""
-    assert tensor.is_contiguous()
-    return ctypes.c_void_p(tensor.data_ptr())
-
-
-def pack(matrix: Float[Tensor, "*blocks I O"]) -> Float[Tensor, "*blocks panels I lanes"]:
-    """Cuts matrices into panels of columns, the order in which the kernels read them."""
-    lanes = _lanes()
-    padded = F.pad(matrix, (0, -matrix.shape[-1] % lanes))
-    return padded.unflatten(-1, (-1, lanes)).transpose(-2, -3).contiguous()
+    """In the user's cache, or where that cannot be written, in a folder of this process."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie"
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except (OSError, RuntimeError):  # no home
+        pass
+    return Path(tempfile.mkdtemp(prefix="reverie-"))
 
 
 @cache
-def _lanes() -> int:
-    loaded = _load()
-    assert loaded is not None
-    return loaded.lanes()
+def _fingerprint_of(compiler: tuple[str, ...]) -> str:
+    """What the machine code depends on besides flags: sources, compiler, processor."""
+    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout.decode()
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
+    sources = [(FOLDER / name).read_text() for name in ("shared.h", *UNITS)]
+    return "\0".join([*sources, version, platform.machine(), platform.processor(), *features])
+
+
+def _fingerprint(compiler: Sequence[str], flags: Sequence[str]) -> str:
+    parts = [_fingerprint_of(tuple(compiler)), *compiler, *flags]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]

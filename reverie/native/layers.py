@@ -10,24 +10,24 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from reverie import native
-from reverie.native import BLOCK
-
-# --- RMS norm, then SiLU ---
+from reverie.native import BLOCK, LARGEST
 
 
 class _NormSiLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor) -> Tensor:
         x = x.contiguous()
-        ctx.save_for_backward(x, scale)
+        if ctx is not None:
+            ctx.save_for_backward(x, scale)
         y, width = torch.empty_like(x), x.shape[-1]
         native.call("norm_silu_forward", x, scale, y, ctypes.c_int64(x.numel() // width), width)
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         x, scale = ctx.saved_tensors
         dy, dx, width, parts = gradients[0].contiguous(), torch.empty_like(x), x.shape[-1], torch.get_num_threads()
@@ -38,13 +38,16 @@ class _NormSiLU(torch.autograd.Function):
 
 
 def norm_silu(x: Float[Tensor, "*batch W"], scale: Float[Tensor, "W"]) -> Float[Tensor, "*batch W"]:
-    """``silu(rms_norm(x) * scale)`` in one pass over memory where the kernels serve."""
-    if native.serves(x, scale):
+    """``silu(rms_norm(x) * scale)`` in one pass over memory; call it where `native.serves` says so."""
+    if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _NormSiLU.apply(x, scale)  # type: ignore[no-any-return]
-    return F.silu(F.rms_norm(x, scale.shape, scale, eps=1e-4))
+    return _NormSiLU.forward(None, x, scale)
 
 
 # --- Stacks of layers ---
+
+Dense = tuple[Tensor, Tensor, Tensor | None]
+"""Weight [O, I], bias [O] and, where norm and SiLU follow, their scale [O]."""
 
 
 class _Layer(ctypes.Structure):
@@ -54,48 +57,48 @@ class _Layer(ctypes.Structure):
     ]
 
 
-Dense = tuple[Tensor, Tensor, Tensor | None]
-"""Weight [O, I], bias [O] and, where norm and SiLU follow, their scale [O]."""
+class _Stack(torch.autograd.Function):
+    """Its inputs: the number of scales, x, weights and biases by turns, and the scales of the first layers."""
 
-
-class _MLP(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, keep: bool, scales: int, x: Tensor, *parameters: Tensor) -> Tensor:
-        layers = _layers(scales, parameters)
+    def forward(ctx: Any, scales: int, x: Tensor, *parameters: Tensor) -> Tensor:
+        layers, keep = _layers(scales, parameters), ctx is not None
         x = x.contiguous()
         rows = x.numel() // x.shape[-1]
-        before = [x.new_empty(rows, len(bias)) for _, bias, _ in layers]
-        after = [x.new_empty(rows, len(bias)) for _, bias, scale in layers if scale is not None]
-        places, count = structure(layers, before, after), ctypes.c_int64(rows)
-        native.call("mlp_forward", places, len(layers), x, count, BLOCK, int(keep))
+        outputs = [len(bias) for _, bias, _ in layers]
+        first = 0 if keep else len(layers) - 1  # without a gradient to come, nothing but the result is kept
+        before = [x.new_empty(rows if i >= first else 0, width) for i, width in enumerate(outputs)]
+        after = [x.new_empty(rows if i >= first else 0, width) for i, width in enumerate(outputs[:scales])]
+        native.call(
+            "mlp_forward", structure(layers, before, after), len(layers), x, ctypes.c_int64(rows), BLOCK, int(keep)
+        )
         if keep:
             ctx.scales, ctx.depth = scales, len(layers)
             ctx.save_for_backward(x, *before, *after, *parameters)
-        return (before if len(before) > len(after) else after)[-1].view(*x.shape[:-1], -1)
+        return (before if len(before) > len(after) else after)[-1].view(*x.shape[:-1], outputs[-1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         x, *rest = ctx.saved_tensors
         depth, scales = ctx.depth, ctx.scales
         before, after, parameters = rest[:depth], rest[depth : depth + scales], rest[depth + scales :]
         layers, rows = _layers(scales, parameters), len(before[0])
-        dy = gradients[0].contiguous()
-        d = [torch.empty_like(entry) for entry in before[:scales]] + [dy.view(rows, -1)] * (depth - scales)
-        dx = torch.empty_like(x) if ctx.needs_input_grad[2] else None
+        dy = gradients[0].reshape(rows, -1).contiguous()
+        d = [torch.empty_like(entry) for entry in before[:scales]] + [dy] * (depth - scales)
+        dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         widths = [len(scale) for _, _, scale in layers if scale is not None]
         dscale = x.new_zeros(-(-rows // BLOCK), sum(widths))
-        places, outputs = (
-            structure(layers, before, after),
-            (ctypes.c_void_p * depth)(*(entry.data_ptr() for entry in d)),
-        )
+        places, outputs = structure(layers, before, after), (ctypes.c_void_p * depth)(*(e.data_ptr() for e in d))
         native.call("mlp_backward", places, depth, dy, outputs, dx, dscale, ctypes.c_int64(rows), BLOCK)
-        inputs = [x.view(rows, -1), *after][:depth]
-        pairs = [part for out, into in zip(d, inputs, strict=True) for part in (out.t() @ into, out.sum(0))]
-        return None, None, dx, *pairs, *dscale.sum(0).split(widths)
+        inputs, needed = [x.view(rows, -1), *after][:depth], ctx.needs_input_grad[2:]
+        pairs: list[Tensor | None] = []
+        for i, (out, into) in enumerate(zip(d, inputs, strict=True)):
+            pairs += [out.t() @ into if needed[2 * i] else None, out.sum(0) if needed[2 * i + 1] else None]
+        return None, dx, *pairs, *dscale.sum(0).split(widths)
 
 
 def _layers(scales: int, parameters: Sequence[Tensor]) -> list[Dense]:
-    """Weights and biases by turns, then the scales of the first layers."""
     depth = (len(parameters) - scales) // 2
     weights, biases = parameters[0 : 2 * depth : 2], parameters[1 : 2 * depth : 2]
     given = [*parameters[2 * depth :], *[None] * (depth - scales)]
@@ -107,21 +110,30 @@ def structure(
 ) -> ctypes.Array[_Layer]:
     """The layers as the kernels take them, with the places for what comes before and after norm and SiLU."""
 
-    def address(tensor: Tensor | None) -> int | None:
-        return None if tensor is None else tensor.data_ptr()
+    def place(tensor: Tensor | None) -> ctypes.c_void_p | None:
+        return None if tensor is None else native.address(tensor)
 
     rows = [
-        _Layer(*map(address, (weight, bias, scale, pre, post)), weight.shape[1], weight.shape[0])
+        _Layer(*map(place, (weight, bias, scale, pre, post)), weight.shape[1], weight.shape[0])
         for (weight, bias, scale), pre, post in zip_longest(layers, before, after)
     ]
     return (_Layer * len(layers))(*rows)
 
 
-def mlp(x: Float[Tensor, "*batch I"], layers: Sequence[Dense]) -> Float[Tensor, "*batch O"]:
-    """All layers in one pass; call it where `serves` says so. Only the last layer may lack a scale."""
+def stack_serves(x: Tensor, layers: Sequence[Dense]) -> bool:
+    """Whether `stack` can take these layers, and is the faster way."""
+    weights = [weight for weight, _, _ in layers]
+    return (
+        native.serves(x, *weights)
+        and x.shape[-1] == weights[0].shape[1]
+        and max(weight.numel() for weight in weights) <= LARGEST
+    )
+
+
+def stack(x: Float[Tensor, "*batch I"], layers: Sequence[Dense]) -> Float[Tensor, "*batch O"]:
+    """All layers in one pass; call it where `stack_serves`. Only the last layer may lack a scale."""
     pairs = [tensor for weight, bias, _ in layers for tensor in (weight, bias)]
     scales = [scale for _, _, scale in layers if scale is not None]
-    keep = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *pairs))
-    if not keep:
-        return _MLP.forward(None, False, len(scales), x, *pairs, *scales)
-    return _MLP.apply(True, len(scales), x, *pairs, *scales)  # type: ignore[no-any-return]
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *pairs, *scales)):
+        return _Stack.apply(len(scales), x, *pairs, *scales)  # type: ignore[no-any-return]
+    return _Stack.forward(None, len(scales), x, *pairs, *scales)

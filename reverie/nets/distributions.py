@@ -119,6 +119,11 @@ class ActionDistribution:
         pieces = zip(self.parts, params.split(self._params, -1), action.split(self._sizes, -1), strict=True)
         return torch.stack([part.logprob(p, a) for part, p, a in pieces]).sum(0)
 
+    @property
+    def standard(self) -> bool:
+        """Whether all parts are distributions that the native kernels know."""
+        return all(isinstance(part, OneHot | BoundedNormal) for part in self.parts)
+
     def noise_of(self, uniform: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
         """The numbers that decide a sample: uniform for choices, standard normal for continuous parts."""
         pieces = zip(self.parts, uniform.split(self._noise, -1), strict=True)

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reverie import native
-from reverie.native.layers import Dense, mlp, norm_silu
+from reverie.native.layers import Dense, norm_silu, stack, stack_serves
 
 TRUNCATION = 1.1368
 """A standard normal cut at two standard deviations has variance 1 / TRUNCATION**2."""
@@ -69,11 +70,16 @@ class NormSiLU(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return norm_silu(x, self.scale)
+        if x.shape[-1:] == self.scale.shape and native.serves(x, self.scale):
+            return norm_silu(x, self.scale)
+        return F.silu(F.rms_norm(x, self.scale.shape, self.scale, eps=1e-4))
 
 
 class MLP(nn.Sequential):
-    """``layers`` hidden layers of ``units``, then a linear output when ``outputs`` is given."""
+    """``layers`` hidden layers of ``units``, then a linear output when ``outputs`` is given.
+
+    Where the native kernels serve they compute all layers at once, from the parameters: hooks of layers are not called.
+    """
 
     def __init__(self, inputs: int, units: int, layers: int, outputs: int | None = None, scale: float = 1.0):
         modules: list[nn.Module] = []
@@ -84,16 +90,15 @@ class MLP(nn.Sequential):
         super().__init__(*modules)
 
     def forward(self, input: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch O"]:
-        if not native.serves(input):
-            return super().forward(input)
-        return mlp(input, self.dense)
+        layers = self.dense
+        return stack(input, layers) if stack_serves(input, layers) else super().forward(input)
 
     @property
     def dense(self) -> list[Dense]:
         """The parameters of every layer."""
         modules: list[Any] = list(self)
         pairs = zip_longest(modules[0::2], modules[1::2])
-        return [(linear.weight, linear.bias, norm and norm.scale) for linear, norm in pairs]
+        return [(linear.weight, linear.bias, None if norm is None else norm.scale) for linear, norm in pairs]
 
 
 class ChannelNormSiLU(NormSiLU):

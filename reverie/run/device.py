@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_up(threads: int, kernels: str) -> None:
-    """Chooses the number of CPU threads (0: as torch does), and whether native kernels serve (``auto``) or are off."""
+    """Chooses, for the whole process, CPU threads (0: as torch does) and whether native kernels serve (``auto``)."""
     if threads:
         torch.set_num_threads(threads)
     native.use(kernels == "auto")

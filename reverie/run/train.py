@@ -226,7 +226,7 @@ class DreamerV3Trainer:
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
             "threads": torch.get_num_threads(),
-            "kernels": native.library() is not None,
+            "kernels": self._kernels(),
         }
         self.checkpoints.save(state, best=best)
         self.replay.commit()
@@ -245,8 +245,12 @@ class DreamerV3Trainer:
             raise StoredDataError(f"the checkpoint's replay or collector lacks {error}; use another one") from error
         if state["threads"] != torch.get_num_threads():
             log.warning("resume is not bit-exact: %d threads before, %d now", state["threads"], torch.get_num_threads())
-        if state["kernels"] != (native.library() is not None):
-            log.warning("resume is not bit-exact: native kernels were %s", "on" if state["kernels"] else "off")
+        if state.get("kernels") != self._kernels():
+            log.warning("resume is not bit-exact: the native kernels are others than before")
+
+    def _kernels(self) -> str:
+        """Which native kernels take part."""
+        return native.version() if native.serves(*self.agent.world.parameters()) else ""
 
 
 def _fresh_name(config: Config) -> str:

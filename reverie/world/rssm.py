@@ -1,7 +1,8 @@
 """The recurrent state-space model: a block-diagonal GRU for what is certain, one-hot groups for what is not.
 
 Products that need no recurrence (those of tokens, actions and the prior) are taken out of the loop over time and done
-for all steps at once; inside it remain the recurrent ones. Acting, observing and imagining all run the same core.
+for all steps at once; inside it remain the recurrent ones. Acting, observing and imagining all run the same core; on a
+CPU, `scan` runs the loops with native kernels.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reverie import native
 from reverie.functional import mixed_probs, straight_through
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP, BlockLinear, Linear, NormSiLU, block_product
@@ -108,7 +108,7 @@ class RSSM(nn.Module):
         drives = self.drive(previous_action * keep, weights)
         from_deter, from_token = self.posterior_input.weight.split([self.sizes.deter, tokens.shape[-1]], 1)
         offsets = F.linear(tokens, from_token, self.posterior_input.bias)
-        if native.serves(drives, offsets, deter):
+        if scan.serves(self.sizes, first.numel(), drives, offsets, deter, stoch, uniform, from_deter):
             posterior = scan.Posterior(from_deter, *self.posterior_output.parameters())
             shape, start = (self.sizes, self.unimix), (deter, stoch)
             return scan.observe(shape, self._core(weights), posterior, drives, offsets, keep[..., 0], start, uniform)

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from reverie import native
-from reverie.native import BLOCK
+from reverie.native import BLOCK, LARGEST
 from reverie.native.layers import Dense, structure
-from reverie.nets.distributions import ActionDistribution, BoundedNormal, OneHot
+from reverie.nets.distributions import ActionDistribution, BoundedNormal, Distribution, OneHot
 from reverie.types import Latent
 from reverie.world.sizes import Sizes
 
@@ -81,7 +82,6 @@ OBSERVED = [*Core.__dataclass_fields__, *Posterior.__dataclass_fields__]
 WEIGHTS = [*Core.__dataclass_fields__, *Prior.__dataclass_fields__]
 TRACE = ["deter_in", "a1", "h1", "a2", "h2", "x", "m", "gate"]
 """What a step leaves behind for the way back: inputs and outputs of its layers."""
-TRANSPOSED = ["from_deter", "from_stoch", "recurrent", "mix_deter", "mix_stoch", "gates", "inner", "head"]
 GRADIENTS = ["a1", "a2", "x", "gate", "p", "logits", "scales"]
 
 
@@ -101,20 +101,19 @@ class _Trace(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_void_p) for name in TRACE), ("stride", ctypes.c_size_t)]
 
 
-class _Transposed(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in TRANSPOSED]
-
-
 class _Gradients(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in GRADIENTS]
 
 
 class _Part(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_int), ("discrete", ctypes.c_int)]
+    _fields_ = [
+        *((name, ctypes.c_int) for name in ("size", "discrete")),
+        *((name, ctypes.c_float) for name in ("unimix", "low", "high")),
+    ]
 
 
-def _addresses(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: tensor.data_ptr() for name, tensor in tensors.items()}
+def _addresses(tensors: Mapping[str, Tensor]) -> dict[str, ctypes.c_void_p]:
+    return {name: native.address(tensor) for name, tensor in tensors.items()}
 
 
 def _sizes(sizes: Sizes, unimix: float, batch: int, steps: int) -> _Sizes:
@@ -122,13 +121,20 @@ def _sizes(sizes: Sizes, unimix: float, batch: int, steps: int) -> _Sizes:
     return _Sizes(sizes.deter, sizes.hidden, sizes.blocks, sizes.stoch, sizes.classes, batch, steps, block, unimix)
 
 
-def _pack(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters as the way forward reads them: matrices packed, but the one whose rows are looked up."""
-    stored = {name: weights[name].t() for name in ("from_deter", "inner", "second", "head") if name in weights}
-    stored |= {name: weights[name] for name in ("recurrent", "mix_deter", "mix_stoch", "gates")}
-    packed = {name: native.pack(matrix) for name, matrix in stored.items()}
-    packed["from_stoch"] = weights["from_stoch"].t().contiguous()
-    return {name: tensor.contiguous() for name, tensor in weights.items() if name not in packed} | packed
+def serves(sizes: Sizes, rows: int, *tensors: Tensor) -> bool:
+    """Whether the kernels can run a loop over ``rows`` states in all, and are the faster way.
+
+    Every call packs the matrices anew, which few rows do not repay.
+    """
+    largest = sizes.hidden * sizes.deter
+    return native.serves(*tensors) and largest <= 8 * LARGEST and (rows >= 64 or largest <= LARGEST // 4)
+
+
+def _check(**shapes: tuple[Tensor, tuple[int, ...]]) -> None:
+    """The kernels trust every shape: raises ValueError for a tensor of another one."""
+    for name, (tensor, expected) in shapes.items():
+        if tuple(tensor.shape) != expected:
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
 
 
 # --- observing ---
@@ -155,36 +161,31 @@ class _Observe(torch.autograd.Function):
         p, q = (drive.new_empty(batch, steps, hidden) for _ in range(2))  # the posterior's layer
         points = drive.new_empty(batch, steps, deter)
         stoch, logits = (drive.new_empty(batch, steps, sizes.stoch, sizes.classes) for _ in range(2))
-        packed = _pack(dict(zip(OBSERVED, parameters, strict=True)))
+        weights = {name: tensor.contiguous() for name, tensor in zip(OBSERVED, parameters, strict=True)}
         numbers, keep = _sizes(sizes, unimix, batch, steps), keep.contiguous()
         given = [tensor.contiguous() for tensor in (*start, keep, drive, offset, uniform)]
         results = p, q, points, stoch, logits
-        weights = ctypes.byref(_Weights(**_addresses(packed)))
-        native.call("observe_forward", weights, numbers, *given, _Trace(**_addresses(trace)), *results)
+        structures = ctypes.byref(_Weights(**_addresses(weights))), numbers
+        native.call("observe_forward", *structures, *given, _Trace(**_addresses(trace)), *results)
         ctx.save_for_backward(keep, start[1], *results, *trace.values(), *parameters)
         ctx.sizes, ctx.numbers = sizes, numbers
         return points, stoch, logits
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         sizes: Sizes = ctx.sizes
         keep, start, p, q, points, stoch, logits, *rest = ctx.saved_tensors
         trace = dict(zip(TRACE, rest, strict=False))
-        weights = dict(zip(OBSERVED, rest[len(TRACE) :], strict=True))
+        weights = {name: tensor.contiguous() for name, tensor in zip(OBSERVED, rest[len(TRACE) :], strict=True)}
         given_deter, given_stoch, given_logits = (gradient.contiguous() for gradient in gradients)
         blocks, scales = -(-len(keep) // ctx.numbers.block), [sizes.hidden] * 3 + [sizes.deter]
         grad = {name: torch.empty_like(trace[name]) for name in ("a1", "a2", "x", "gate")}
         grad |= {"p": torch.empty_like(p), "logits": given_logits.clone(), "scales": p.new_zeros(blocks, sum(scales))}
-        transposed = {name: native.pack(weights[name]) for name in ("from_deter", "from_stoch", "inner", "head")}
-        turned = ("recurrent", "mix_deter", "mix_stoch", "gates")
-        transposed |= {name: native.pack(weights[name].transpose(-1, -2)) for name in turned}
-        norms = {name: tensor.contiguous() for name, tensor in weights.items() if name.endswith("scale")}
         native.call(
             "observe_backward",
-            ctypes.byref(_Weights(**_addresses(norms))),
-            ctypes.byref(_Transposed(**_addresses(transposed))),
-            *(ctx.numbers, keep, _Trace(**_addresses(trace)), p, logits, given_deter, given_stoch),
-            _Gradients(**_addresses(grad)),
+            *(ctypes.byref(_Weights(**_addresses(weights))), ctx.numbers, keep, _Trace(**_addresses(trace))),
+            *(p, logits, given_deter, given_stoch, _Gradients(**_addresses(grad))),
         )
         before = torch.cat([start[:, None], stoch[:, :-1]], 1) * keep[..., None, None]
         scale1, scale2, inner_scale, mix_scale = grad.pop("scales").sum(0).split(scales)
@@ -230,14 +231,29 @@ def observe(
 ) -> Latent:
     """The posterior of every step, as `RSSM.observe` has it. ``shape`` is sizes and unimix.
 
-    ``keep`` is 0 where an episode begins and 1 elsewhere. The start gets no gradient.
+    ``keep`` is 0 where an episode begins and 1 elsewhere. The start gets no gradient. Call it where `serves`.
     """
+    sizes, (batch, steps) = shape[0], keep.shape
+    _check(
+        drive=(drive, (batch, steps, sizes.deter)),
+        offset=(offset, (batch, steps, sizes.hidden)),
+        deter=(start[0], (batch, sizes.deter)),
+        stoch=(start[1], (batch, sizes.stoch, sizes.classes)),
+        uniform=(uniform, (batch, steps, sizes.stoch)),
+    )
     parameters = vars(core) | vars(posterior)
     weights = (parameters[name] for name in OBSERVED)
     return Latent(*_Observe.apply(*shape, start, keep, uniform, drive, offset, *weights))  # type: ignore[misc]
 
 
 # --- dreaming ---
+
+
+def _part(part: Distribution) -> _Part:
+    if isinstance(part, OneHot):
+        return _Part(part.size, discrete=1, unimix=part.unimix)
+    assert isinstance(part, BoundedNormal)
+    return _Part(part.size, discrete=0, low=part.low, high=part.high)
 
 
 def dream(
@@ -252,28 +268,29 @@ def dream(
 ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
     """Policy and prior by turns, without gradient: the points [N, H+1], the policy's parameters and the actions.
 
-    ``shape`` is sizes and unimix, ``behavior`` the policy's layers and its distribution.
+    ``shape`` is sizes and unimix, ``behavior`` the policy's layers and its distribution. Call it where `serves`.
     """
-    (actor, distribution), (horizon, count) = behavior, chance.shape[:2]
+    (actor, distribution), (horizon, count), sizes = behavior, chance.shape[:2], shape[0]
+    _check(
+        deter=(start.deter, (count, sizes.deter)),
+        stoch=(start.stoch, (count, sizes.stoch, sizes.classes)),
+        chance=(chance, (horizon, count, sizes.stoch)),
+        choice=(choice, (horizon, count, distribution.noise)),
+        actor=(actor[0][0], (len(actor[0][0]), sizes.features)),
+    )
     latent = Latent(*(field.new_empty(count, horizon + 1, *field.shape[1:]) for field in start.fields))
     for points, first in zip(latent.fields, start.fields, strict=True):
         points[:, 0] = first
-    parts = [_Part(part.size, isinstance(part, OneHot)) for part in distribution.parts]
-    unimix = next((part.unimix for part in distribution.parts if isinstance(part, OneHot)), 0.0)
-    spread = next(((part.low, part.high) for part in distribution.parts if isinstance(part, BoundedNormal)), (0.0, 0.0))
+    parts = [_part(part) for part in distribution.parts]
     policy = choice.new_empty(count, horizon, distribution.parameters)
     action = choice.new_empty(count, horizon, sum(part.size for part in distribution.parts))
-    packed, mix = _pack(vars(core) | vars(prior)), native.pack(drive.mix)
-    noise = distribution.noise_of(choice).contiguous()
+    weights = {name: tensor.contiguous() for name, tensor in (vars(core) | vars(prior)).items()}
+    noise, mix = distribution.noise_of(choice).contiguous(), drive.mix.contiguous()
     native.call(
         "dream",
-        ctypes.byref(_Weights(**_addresses(packed))),
-        _sizes(*shape, count, horizon),
-        *(structure(actor), len(actor)),
-        *(structure([drive.layer]), mix, drive.bias),
-        *((_Part * len(parts))(*parts), len(parts)),
-        *map(ctypes.c_float, (unimix, *spread)),
-        *(noise, noise.shape[-1], chance.contiguous()),
+        *(ctypes.byref(_Weights(**_addresses(weights))), _sizes(*shape, count, horizon)),
+        *(structure(actor), len(actor), structure([drive.layer]), mix, drive.bias),
+        *((_Part * len(parts))(*parts), len(parts), noise, noise.shape[-1], chance.contiguous()),
         *(*latent.fields, policy, action),
     )
     return latent, policy, action

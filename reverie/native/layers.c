@@ -1,0 +1,69 @@
+// The layers of nets/layers.py: RMS norm with SiLU, and stacks of linear layers.
+
+#include "shared.h"
+
+void norm_silu_forward(const float *x, const float *scale, float *y, int64_t rows, int width) {
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (int64_t r = 0; r < rows; r++) norm_silu(x + r * width, scale, y + r * width, width);
+}
+
+// dscale is [parts, width], zeroed: one row per part of the rows, summed by the caller.
+void norm_silu_backward(const float *dy, const float *x, const float *scale, float *dx, float *dscale, int64_t rows,
+                        int width, int parts) {
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (int part = 0; part < parts; part++)
+        for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; r++)
+            norm_silu_back(dy + r * width, x + r * width, scale, dx + r * width, dscale + (size_t)part * width, width);
+}
+
+void mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, int block, int keep) {
+    float *packed[count];
+    for (int i = 0; i < count; i++)
+        packed[i] = pack(layers[i].weight, 1, layers[i].inputs, layers[i].inputs, layers[i].outputs);
+    size_t width = widest(layers, count);
+#pragma omp parallel for schedule(static) if (rows > block)
+    for (int64_t begin = 0; begin < rows; begin += block) {
+        float *scratch = claim(3 * block * width);
+        mlp_rows(layers, count, packed, x + begin * layers[0].inputs, begin,
+                 rows - begin < block ? rows - begin : block, scratch, width, keep);
+        free(scratch);
+    }
+    for (int i = 0; i < count; i++) free(packed[i]);
+}
+
+// From dy to the gradient of every layer's `before`; a last layer without a scale is given in place. dx may be NULL.
+// dscale is [blocks of rows, widths of all scales], zeroed.
+void mlp_backward(const Layer *layers, int count, const float *dy, float *const *dbefore, float *dx, float *dscale,
+                  int64_t rows, int block) {
+    float *packed[count];
+    size_t scales = 0, width = widest(layers, count);
+    for (int i = 0; i < count; i++) {
+        packed[i] = i || dx ? pack(layers[i].weight, layers[i].inputs, 1, layers[i].outputs, layers[i].inputs) : NULL;
+        scales += layers[i].scale ? layers[i].outputs : 0;
+    }
+#pragma omp parallel for schedule(static) if (rows > block)
+    for (int64_t begin = 0; begin < rows; begin += block) {
+        int here = rows - begin < block ? rows - begin : block;
+        float *scratch = claim(block * width);
+        float *d_scale = dscale + begin / block * scales + scales;
+        const float *d = dy + begin * layers[count - 1].outputs;
+        for (int i = count - 1; i >= 0; i--) {
+            Layer l = layers[i];
+            if (l.scale) {
+                const float *before = l.before + begin * l.outputs;
+                float *out = dbefore[i] + begin * l.outputs;
+                d_scale -= l.outputs;
+                for (int r = 0; r < here; r++)
+                    norm_silu_back(d + r * l.outputs, before + r * l.outputs, l.scale, out + r * l.outputs, d_scale,
+                                   l.outputs);
+                d = out;
+            }
+            float *down = i ? scratch : dx ? dx + begin * l.inputs : NULL;
+            if (down) product(d, l.outputs, packed[i], down, l.inputs, here, l.outputs, l.inputs, 0);
+            d = down;
+        }
+        free(scratch);
+    }
+    for (int i = 0; i < count; i++) free(packed[i]);
+}
+

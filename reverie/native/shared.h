@@ -1,0 +1,208 @@
+// What all kernels share: products with packed matrices, the norm with its activation, and stacks of layers.
+//
+// Matrices are packed for the product "rows x matrix": panels of LANES columns, each [inputs][LANES], zero-padded.
+// All other arrays are row-major.
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LANES 16  // columns of a panel: one AVX-512 register, two of AVX2, four of NEON
+#define EPS 1e-4f
+
+#ifdef __AVX512F__
+#define PANELS 4  // panels that one tile multiplies at once: what the register file holds beside TALL rows
+#else
+#define PANELS 1
+#endif
+#define TALL 6
+
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float Group __attribute__((vector_size(4 * LANES)));
+
+// Memory for the duration of a call.
+static inline float *claim(size_t numbers) {
+    float *memory = malloc(sizeof(float) * (numbers ? numbers : 1));
+    if (!memory) {
+        fputs("reverie: out of memory in a native kernel\n", stderr);
+        abort();
+    }
+    return memory;
+}
+
+static inline size_t packed_size(int inputs, int columns) {
+    return (size_t)((columns + LANES - 1) / LANES) * LANES * inputs;
+}
+
+// --- Products ---
+
+// One tile: `rows` x `panels` panels, with both counts known to the compiler.
+static inline __attribute__((always_inline)) void tile(const int rows, const int panels, const float *a, size_t lda,
+                                                       const float *packed, float *c, size_t ldc, int inputs,
+                                                       int columns, int add) {
+    Group sum[TALL][PANELS];
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < panels; p++) sum[r][p] = (Group){0};
+    for (int k = 0; k < inputs; k++) {
+        Group b[PANELS];
+        for (int p = 0; p < panels; p++) b[p] = *(const Lanes *)(packed + ((size_t)p * inputs + k) * LANES);
+        for (int r = 0; r < rows; r++)
+            for (int p = 0; p < panels; p++) sum[r][p] += a[r * lda + k] * b[p];
+    }
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < panels; p++) {
+            float *out = c + r * ldc + p * LANES;
+            if (columns - p * LANES >= LANES) {
+                if (add) sum[r][p] += *(Lanes *)out;
+                *(Lanes *)out = sum[r][p];
+            } else {
+                float result[LANES];
+                *(Lanes *)result = sum[r][p];
+                for (int j = 0; j < (columns - p * LANES) % LANES; j++) out[j] = add ? out[j] + result[j] : result[j];
+            }
+        }
+}
+
+static inline __attribute__((always_inline)) void strip(const int panels, const float *a, size_t lda,
+                                                        const float *packed, float *c, size_t ldc, int rows,
+                                                        int inputs, int columns, int add) {
+    int r = 0;
+    for (; r + TALL <= rows; r += TALL)
+        tile(TALL, panels, a + r * lda, lda, packed, c + r * ldc, ldc, inputs, columns, add);
+    for (; r + 2 <= rows; r += 2) tile(2, panels, a + r * lda, lda, packed, c + r * ldc, ldc, inputs, columns, add);
+    for (; r < rows; r++) tile(1, panels, a + r * lda, lda, packed, c + r * ldc, ldc, inputs, columns, add);
+}
+
+// c[rows, columns] = a[rows, inputs] x packed, or += with `add`.
+static inline void product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows, int inputs,
+                    int columns, int add) {
+    int panels = (columns + LANES - 1) / LANES, p = 0;
+    while (p < panels) {
+        const float *part = packed + (size_t)p * inputs * LANES;
+        int left = panels - p < PANELS ? panels - p : PANELS, rest = columns - p * LANES;
+        float *out = c + p * LANES;
+        switch (left) {
+#if PANELS == 4
+            case 4: strip(4, a, lda, part, out, ldc, rows, inputs, rest, add); break;
+            case 3: strip(3, a, lda, part, out, ldc, rows, inputs, rest, add); break;
+            case 2: strip(2, a, lda, part, out, ldc, rows, inputs, rest, add); break;
+#endif
+            default: strip(1, a, lda, part, out, ldc, rows, inputs, rest, add);
+        }
+        p += left;
+    }
+}
+
+// The same for a block-diagonal matrix: `blocks` packed matrices of [inputs, columns] one after the other.
+static inline void block_product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows,
+                                 int blocks, int inputs, int columns, int add) {
+    size_t stride = packed_size(inputs, columns);
+    for (int g = 0; g < blocks; g++)
+        product(a + g * inputs, lda, packed + g * stride, c + g * columns, ldc, rows, inputs, columns, add);
+}
+
+// --- RMS norm, then SiLU ---
+
+// e^x to about two units in the last place, in a form that compilers turn into vector code: 2^n times a polynomial.
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 88.0f ? 88.0f : x;
+    float n = rintf(x * 1.44269504f), r = x - n * 0.693147181f;
+    float series = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666667f + r * (0.0416666418f +
+                   r * (8.33337e-3f + r * 1.3936e-3f)))));
+    union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
+    return series * power.value;
+}
+
+static inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
+
+static inline float inverse_root(const float *x, int width) {
+    float square = 0;
+    for (int j = 0; j < width; j++) square += x[j] * x[j];
+    return 1.0f / sqrtf(square / width + EPS);
+}
+
+static inline void norm_silu(const float *x, const float *scale, float *y, int width) {
+    float inverse = inverse_root(x, width);
+    for (int j = 0; j < width; j++) {
+        float z = x[j] * inverse * scale[j];
+        y[j] = z * sigmoid(z);
+    }
+}
+
+// dx from dy; adds to dscale. dx may be dy.
+static inline void norm_silu_back(const float *dy, const float *x, const float *scale, float *dx, float *dscale,
+                                  int width) {
+    float inverse = inverse_root(x, width), along = 0;
+    for (int j = 0; j < width; j++) {
+        float n = x[j] * inverse, z = n * scale[j], s = sigmoid(z);
+        float dz = dy[j] * s * (1.0f + z * (1.0f - s));
+        dscale[j] += dz * n;
+        dx[j] = dz * scale[j];
+        along += dx[j] * n;
+    }
+    along /= width;
+    for (int j = 0; j < width; j++) dx[j] = inverse * (dx[j] - x[j] * inverse * along);
+}
+
+// --- Stacks of layers: linear, then norm and SiLU where there is a scale ---
+
+typedef struct {
+    const float *weight, *bias, *scale;  // [outputs, inputs], [outputs], [outputs] or NULL
+    float *before, *after;               // [rows, outputs], of norm and SiLU; without a scale there is only before
+    int inputs, outputs;
+} Layer;
+
+// Packs matrix[i, j] = m[i * row + j * column] of [inputs, columns] into panels; reads along whichever is contiguous.
+static inline void pack_into(float *packed, const float *m, size_t row, size_t column, int inputs, int columns) {
+    for (int first = 0; first < columns; first += LANES, packed += (size_t)LANES * inputs) {
+        int here = columns - first < LANES ? columns - first : LANES;
+        if (here < LANES) memset(packed, 0, sizeof(float) * LANES * inputs);
+        if (row == 1) {
+            for (int j = 0; j < here; j++)
+                for (int k = 0; k < inputs; k++) packed[k * LANES + j] = m[(first + j) * column + k];
+        } else {
+            for (int k = 0; k < inputs; k++)
+                for (int j = 0; j < here; j++) packed[k * LANES + j] = m[k * row + (first + j) * column];
+        }
+    }
+}
+
+static inline float *pack(const float *m, size_t row, size_t column, int inputs, int columns) {
+    float *packed = claim(packed_size(inputs, columns));
+    pack_into(packed, m, row, column, inputs, columns);
+    return packed;
+}
+
+static inline void fill(float *c, size_t ldc, const float *bias, int rows, int width) {
+    for (int r = 0; r < rows; r++) memcpy(c + r * ldc, bias, sizeof(float) * width);
+}
+
+static inline int widest(const Layer *layers, int count) {
+    int width = 0;
+    for (int i = 0; i < count; i++) width = layers[i].outputs > width ? layers[i].outputs : width;
+    return width;
+}
+
+// Some rows through all layers. The last layer's results go to its before and after, those of the others do too if
+// `keep`, else to scratch, which holds three times rows x widest.
+static inline void mlp_rows(const Layer *layers, int count, float *const *packed, const float *x, int64_t begin,
+                            int rows, float *scratch, size_t width, int keep) {
+    for (int i = 0; i < count; i++) {
+        Layer l = layers[i];
+        int last = i == count - 1;
+        float *before = keep || (last && !l.scale) ? l.before + begin * l.outputs : scratch;
+        fill(before, l.outputs, l.bias, rows, l.outputs);
+        product(x, l.inputs, packed[i], before, l.outputs, rows, l.inputs, l.outputs, 1);
+        x = before;
+        if (l.scale) {
+            float *after = keep || last ? l.after + begin * l.outputs : scratch + (1 + i % 2) * rows * width;
+            for (int r = 0; r < rows; r++) norm_silu(before + r * l.outputs, l.scale, after + r * l.outputs, l.outputs);
+            x = after;
+        }
+    }
+}
+
