@@ -7,3 +7,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test workers share two core
 from jaxtyping import install_import_hook
 
 install_import_hook("reverie", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+from collections.abc import Iterator  # noqa: E402
+
+import pytest  # noqa: E402
+
+from reverie import native  # noqa: E402
+
+
+@pytest.fixture(params=["kernels", "tensors"])
+def both_ways(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Runs a test with the native kernels, and again in plain tensors, as every machine without them computes."""
+    native.use(request.param == "kernels")
+    yield
+    native.use(True)

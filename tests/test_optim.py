@@ -10,6 +10,8 @@ from reverie.optim import Optimizer, OptimizerOptions, adam, clip_adaptively, la
 from reverie.types import StoredDataError
 from tests.core import close
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 CONSTANT = OptimizerOptions(warmup=0, rate=0.01)
 ADAM = OptimizerOptions(kind="adam", warmup=0, rate=0.01, agc=0.0, eps=1e-8)
 

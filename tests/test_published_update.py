@@ -15,6 +15,8 @@ from reverie.optim import OptimizerOptions
 from reverie.types import ActionSpec, Batch
 from tests.core import CHOICE, IMAGE, STEER, VECTORS, make_agent, make_batch, shake
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
 # A published eps of 1e-20 would turn the rounding noise of parameters without gradient into whole steps.
 OPTIMIZER = OptimizerOptions(rate=0.01, warmup=2, eps=1e-5)
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from reverie import config as configuration
+from reverie import native
 from reverie.agent import Agent
 from reverie.config import Config
 from reverie.env import ENVIRONMENTS
@@ -80,6 +81,20 @@ def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(tmp_path,
     assert first == second
     for trainer in trainers:
         trainer.close()
+
+
+def test_a_resume_with_other_kernels_does_not_claim_to_be_exact(tmp_path, caplog):
+    exact = native.version() == ""
+    try:
+        DreamerV3Trainer(make_config(tmp_path, run={"steps": 60, "kernels": "off"})).train()
+        assert final_state(tmp_path)["kernels"] == ""
+        latest = tmp_path / "run" / "checkpoints" / "latest.pt"
+        DreamerV3Trainer.resume(latest, ["run.kernels=off"]).close()
+        assert "not bit-exact" not in caplog.text
+        DreamerV3Trainer.resume(latest, ["run.kernels=auto"]).close()
+        assert ("not bit-exact: the native kernels" in caplog.text) != exact
+    finally:
+        native.use(True)
 
 
 def test_work_done_after_the_last_checkpoint_is_undone_by_resume(tmp_path):

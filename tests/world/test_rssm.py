@@ -20,6 +20,9 @@ ROUNDED = {"rtol": 0, "atol": 1.1e-6}
 """The published numbers have six decimals."""
 
 
+pytestmark = pytest.mark.usefixtures("both_ways")
+
+
 @pytest.fixture
 def golden() -> RSSM:
     """The model whose parameters the published implementation was filled with."""
