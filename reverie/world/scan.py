@@ -76,7 +76,7 @@ class Drive:
     bias: Float[Tensor, "D"]
 
 
-# --- the structures of kernels.c ---
+# --- the structures of scan.c ---
 
 OBSERVED = [*Core.__dataclass_fields__, *Posterior.__dataclass_fields__]
 WEIGHTS = [*Core.__dataclass_fields__, *Prior.__dataclass_fields__]
