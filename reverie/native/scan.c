@@ -319,7 +319,7 @@ void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace,
         int rows = s.batch - begin < s.block ? s.batch - begin : s.block;
         float *scratch = claim(s.block * (3 * D + 2 * SC + h)), *state = scratch;
         float *carry = state + s.block * D, *dm = carry + s.block * D, *probs = dm + s.block * D;
-        float *carry_stoch = probs + s.block * SC, *dq = carry_stoch + s.block * SC;
+        float *carry_stoch = probs + s.block * SC, *dh = carry_stoch + s.block * SC;
         float *d_scale1 = grad.scales + (size_t)(begin / s.block) * (3 * h + D), *d_scale2 = d_scale1 + h;
         float *d_inner_scale = d_scale2 + h, *d_mix_scale = d_inner_scale + h;
         memset(carry, 0, sizeof(float) * s.block * D);
@@ -343,10 +343,10 @@ void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace,
                     }
                 }
             }
-            product(grad.logits + at * SC, T * SC, packed.head, dq, h, rows, SC, h, 0);
+            product(grad.logits + at * SC, T * SC, packed.head, dh, h, rows, SC, h, 0);
             for (int r = 0; r < rows; r++) {
                 size_t here = at + r * T;
-                norm_silu_back(dq + r * h, p + here * h, w->inner_scale, grad.p + here * h, d_inner_scale, h);
+                norm_silu_back(dh + r * h, p + here * h, w->inner_scale, grad.p + here * h, d_inner_scale, h);
                 for (size_t j = 0; j < D; j++) state[r * D + j] = grad_deter[here * D + j] + carry[r * D + j];
             }
             product(grad.p + at * h, T * h, packed.inner, state, D, rows, h, D, 1);
@@ -371,12 +371,15 @@ void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace,
                 norm_silu_back(dm + r * D, trace.x + (at + r * T) * D, w->mix_scale, grad.x + (at + r * T) * D,
                                d_mix_scale, D);
             block_product(grad.x + at * D, T * D, packed.recurrent, carry, D, rows, s.blocks, d, d, 1);
-            product(grad.x + at * D, T * D, packed.mix_deter, grad.a1 + at * h, T * h, rows, D, h, 0);
-            product(grad.x + at * D, T * D, packed.mix_stoch, grad.a2 + at * h, T * h, rows, D, h, 0);
+            product(grad.x + at * D, T * D, packed.mix_deter, dh, h, rows, D, h, 0);
             for (int r = 0; r < rows; r++) {
                 size_t here = (at + r * T) * h;
-                norm_silu_back(grad.a1 + here, trace.a1 + here, w->from_deter_scale, grad.a1 + here, d_scale1, h);
-                norm_silu_back(grad.a2 + here, trace.a2 + here, w->from_stoch_scale, grad.a2 + here, d_scale2, h);
+                norm_silu_back(dh + r * h, trace.a1 + here, w->from_deter_scale, grad.a1 + here, d_scale1, h);
+            }
+            product(grad.x + at * D, T * D, packed.mix_stoch, dh, h, rows, D, h, 0);
+            for (int r = 0; r < rows; r++) {
+                size_t here = (at + r * T) * h;
+                norm_silu_back(dh + r * h, trace.a2 + here, w->from_stoch_scale, grad.a2 + here, d_scale2, h);
             }
             product(grad.a1 + at * h, T * h, packed.from_deter, carry, D, rows, h, D, 1);
             product(grad.a2 + at * h, T * h, packed.from_stoch, carry_stoch, SC, rows, h, SC, 0);

@@ -133,7 +133,7 @@ static inline void norm_silu(const float *x, const float *scale, float *y, int w
     }
 }
 
-// dx from dy; adds to dscale. dx may be dy.
+// dx from dy; adds to dscale.
 static inline void norm_silu_back(const float *dy, const float *x, const float *scale, float *dx, float *dscale,
                                   int width) {
     float inverse = inverse_root(x, width), along = 0;

@@ -18,11 +18,13 @@ from reverie.native.layers import stack_serves
 from reverie.nets.layers import MLP, NormSiLU
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, ActionSpec, Latent
-from tests.core import CHOICE, STEER, make_agent, shake, uniform
+from tests.core import CHOICE, STEER, make_agent, make_world, shake, uniform
 
 compiler = shutil.which(os.environ.get("CC", "cc"))
 needs_compiler = pytest.mark.skipif(compiler is None, reason="no C compiler")
 
+WIDER = {"deter": 160, "hidden": 72, "stoch": 5, "classes": 9, "blocks": 4}
+"""Several panels of columns, and widths that do not fill them."""
 MIXED = (ActionPart("gear", 3, True), ActionPart("steer", 2, False), ActionPart("horn", 2, True))
 
 
@@ -99,10 +101,10 @@ def test_a_stack_whose_input_needs_no_gradient():
 
 @needs_compiler
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("batch", [1, 16, 53])
-def test_the_loop_over_a_sequence_and_its_gradients(batch, threads):
+@pytest.mark.parametrize(("batch", "widths"), [(1, {}), (16, {}), (53, {}), (30, WIDER)])
+def test_the_loop_over_a_sequence_and_its_gradients(batch, widths, threads):
     torch.set_num_threads(threads)
-    rssm = make_agent().world.rssm
+    rssm = make_world(**widths).rssm
     shake(rssm, 0.3)
     steps, sizes, generator = 9, rssm.sizes, torch.Generator().manual_seed(0)
     tokens = torch.randn(batch, steps, rssm.posterior_input.in_features - sizes.deter, generator=generator)
