@@ -78,7 +78,7 @@ static inline __attribute__((always_inline)) void strip(const int panels, const 
 
 // c[rows, columns] = a[rows, inputs] x packed, or += with `add`.
 static inline void product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows, int inputs,
-                    int columns, int add) {
+                           int columns, int add) {
     int panels = (columns + LANES - 1) / LANES, p = 0;
     while (p < panels) {
         const float *part = packed + (size_t)p * inputs * LANES;
@@ -106,7 +106,7 @@ static inline void block_product(const float *a, size_t lda, const float *packed
 
 // --- RMS norm, then SiLU ---
 
-// e^x to about two units in the last place, in a form that compilers turn into vector code: 2^n times a polynomial.
+// e^x to 5e-7 of its value, in a form that compilers turn into vector code: 2^n times a polynomial.
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
