@@ -15,7 +15,7 @@ probability) and H *edges* (action, log-probability, reward); no other length ex
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,11 +145,21 @@ class Latent:
         """The states [B, ...] at step ``t`` of [B, T, ...]."""
         return Latent(*(field[:, t] for field in self.fields))
 
+    def rows(self) -> Iterator[Latent]:
+        """Each row [1, ...] by itself."""
+        return (Latent(*fields) for fields in zip(*(field.split(1) for field in self.fields), strict=True))
+
 
 def stack(latents: Sequence[Latent]) -> Latent:
     """States [B, ...] of successive steps as [B, T, ...]."""
     fields = zip(*(latent.fields for latent in latents), strict=True)
     return Latent(*(torch.stack(field, 1) for field in fields))
+
+
+def join(latents: Sequence[Latent]) -> Latent:
+    """Successive stretches [B, T_i, ...] as one [B, sum of T_i, ...]."""
+    fields = zip(*(latent.fields for latent in latents), strict=True)
+    return Latent(*(torch.cat(field, 1) for field in fields))
 
 
 @dataclass(frozen=True)
@@ -183,12 +193,17 @@ class Batch:
         return torch.cat([self.context_action[:, None], self.action[:, :-1]], 1)
 
     def to(self, device: torch.device) -> Batch:
-        def move(item: Any) -> Any:
-            if isinstance(item, dict):
-                return {key: move(value) for key, value in item.items()}
-            return item.to(device, non_blocking=True)
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-        return Batch(**{field.name: move(getattr(self, field.name)) for field in dataclasses.fields(self)})
+    def rows(self) -> Iterator[Batch]:
+        """Each sequence [1, T, ...] by itself."""
+        return (self._each(lambda tensor, b=b: tensor[b : b + 1]) for b in range(len(self.reward)))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        def changed(item: Any) -> Any:
+            return {key: changed(value) for key, value in item.items()} if isinstance(item, dict) else change(item)
+
+        return Batch(**{field.name: changed(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,6 @@ def serves(*tensors: Tensor) -> bool:
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() for tensor in tensors)
         and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
         and _enabled
         and _load() is not None
     )

@@ -310,8 +310,10 @@ typedef struct {
 } Gradients;
 
 // In: gradients of the three outputs. In grad.logits: the given gradient of the logits, to which the samples' is added.
+// What arrives at the start goes to start_deter [B, D] and start_stoch [B, S C].
 void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace, const float *p, const float *logits,
-                      const float *grad_deter, const float *grad_stoch, Gradients grad) {
+                      const float *grad_deter, const float *grad_stoch, float *start_deter, float *start_stoch,
+                      Gradients grad) {
     size_t T = s.steps, D = s.deter, h = s.hidden, SC = wide(s), d = D / s.blocks;
     Packed packed = pack_backward(w, s);
 #pragma omp parallel for schedule(static) if (s.batch > s.block)
@@ -389,6 +391,8 @@ void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace,
                 for (size_t j = 0; j < SC; j++) carry_stoch[r * SC + j] *= alive;
             }
         }
+        memcpy(start_deter + begin * D, carry, sizeof(float) * rows * D);
+        memcpy(start_stoch + begin * SC, carry_stoch, sizeof(float) * rows * SC);
         free(scratch);
     }
     release(packed);

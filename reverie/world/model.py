@@ -6,19 +6,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bins, two_hot_loss, two_hot_mean
 from reverie.nets.layers import MLP
-from reverie.types import ActionSpec, Batch, ConfigError, Latent, Losses, ObservationSpec, Options, action_width
+from reverie.types import ActionSpec, Batch, ConfigError, Latent, Losses, ObservationSpec, Options, action_width, join
 from reverie.world.modality import modalities
 from reverie.world.rssm import RSSM
 from reverie.world.sizes import PRESETS, Sizes
@@ -67,6 +69,8 @@ class WorldOptions(Options):
     """Weight of the reward prediction."""
     continue_scale: float = Field(default=1.0, ge=0)
     """Weight of the continue prediction."""
+    gradient_checkpointing: bool = False
+    """Forget inner values and compute them again for the gradient: a longer update in much less memory."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> WorldOptions:
@@ -144,11 +148,28 @@ class MultimodalWorldModel(nn.Module):
     def observe(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> Latent:
         """The posterior [B, T] of replayed sequences, continued from their stored context."""
         deter, stoch = self.unpack(batch.context_latent)
-        return self.rssm.observe(self.encode(batch.obs), batch.previous_action, batch.first, deter, stoch, uniform)
+        if not self.options.gradient_checkpointing:
+            return self.rssm.observe(self.encode(batch.obs), batch.previous_action, batch.first, deter, stoch, uniform)
+        tokens = torch.cat([_forgetful(self.encode, row.obs) for row in batch.rows()])
+        stretches, length = [], math.isqrt(uniform.shape[1])
+        pieces = (whole.split(length, 1) for whole in (tokens, batch.previous_action, batch.first, uniform))
+        for *seen, chance in zip(*pieces, strict=True):
+            stretches.append(_forgetful(self.rssm.observe, *seen, deter, stoch, chance))
+            end = stretches[-1].at(-1)
+            deter, stoch = end.deter, end.stoch
+        return join(stretches)
 
     def loss(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> tuple[Latent, Losses]:
         """Explains a batch: the posterior with its gradient, and one loss [B, T] per name in `scales`."""
         latent = self.observe(batch, uniform)
+        if not self.options.gradient_checkpointing:
+            return latent, self.explain(latent, batch)
+        pieces = zip(latent.rows(), batch.rows(), strict=True)
+        losses = [_forgetful(self.explain, *piece) for piece in pieces]
+        return latent, {name: torch.cat([loss[name] for loss in losses]) for name in self.scales}
+
+    def explain(self, latent: Latent, batch: Batch) -> Losses:
+        """How well the posterior [B, T] of a batch predicts all that was seen, and how surprising it was."""
         mixed = mixed_log_probs(latent.logits, self.options.unimix)
         prior = mixed_log_probs(self.rssm.predict(latent.deter), self.options.unimix)
         dynamics, representation = balanced_kl(mixed, prior, self.options.free_nats)
@@ -165,7 +186,7 @@ class MultimodalWorldModel(nn.Module):
         for decoder in self.decoders.values():
             prediction = decoder(latent)
             losses |= {f"recon_{key}": loss for key, loss in decoder.loss(prediction, batch.obs).items()}  # type: ignore[operator]
-        return latent, losses
+        return losses
 
     # --- from latents to dreams ---
 
@@ -187,3 +208,8 @@ class MultimodalWorldModel(nn.Module):
         for decoder in self.decoders.values():
             shown |= decoder.show(decoder(latent))  # type: ignore[operator]
         return shown
+
+
+def _forgetful(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Calls a function whose inner values are not kept, but computed again on the way back."""
+    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -141,53 +141,55 @@ def _check(**shapes: tuple[Tensor, tuple[int, ...]]) -> None:
 
 
 class _Observe(torch.autograd.Function):
-    """Its inputs: sizes, unimix, the start (deter, stoch), keep, uniform, drive, offset, and all of `OBSERVED`."""
+    """Its inputs: sizes, unimix, keep, uniform, the start (deter, stoch), drive, offset, and all of `OBSERVED`."""
 
     @staticmethod
     def forward(
         ctx: Any,
         sizes: Sizes,
         unimix: float,
-        start: tuple[Tensor, Tensor],
         keep: Tensor,
         uniform: Tensor,
+        deter: Tensor,
+        stoch: Tensor,
         drive: Tensor,
         offset: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        batch, steps, deter, hidden = *keep.shape, sizes.deter, sizes.hidden
-        widths = (deter, hidden, hidden, hidden, hidden, deter, deter, 3 * deter)
+        (batch, steps), width, hidden = keep.shape, sizes.deter, sizes.hidden
+        widths = (width, hidden, hidden, hidden, hidden, width, width, 3 * width)
         trace = {name: drive.new_empty(batch, steps, width) for name, width in zip(TRACE, widths, strict=True)}
         p, q = (drive.new_empty(batch, steps, hidden) for _ in range(2))  # the posterior's layer
-        points = drive.new_empty(batch, steps, deter)
-        stoch, logits = (drive.new_empty(batch, steps, sizes.stoch, sizes.classes) for _ in range(2))
+        points = drive.new_empty(batch, steps, width)
+        samples, logits = (drive.new_empty(batch, steps, sizes.stoch, sizes.classes) for _ in range(2))
         weights = {name: tensor.contiguous() for name, tensor in zip(OBSERVED, parameters, strict=True)}
         numbers, keep = _sizes(sizes, unimix, batch, steps), keep.contiguous()
-        given = [tensor.contiguous() for tensor in (*start, keep, drive, offset, uniform)]
-        results = p, q, points, stoch, logits
+        given = [tensor.contiguous() for tensor in (deter, stoch, keep, drive, offset, uniform)]
+        results = p, q, points, samples, logits
         structures = ctypes.byref(_Weights(**_addresses(weights))), numbers
         native.call("observe_forward", *structures, *given, _Trace(**_addresses(trace)), *results)
-        ctx.save_for_backward(keep, start[1], *results, *trace.values(), *parameters)
+        ctx.save_for_backward(keep, stoch, *results, *trace.values(), *parameters)
         ctx.sizes, ctx.numbers = sizes, numbers
-        return points, stoch, logits
+        return points, samples, logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
         sizes: Sizes = ctx.sizes
-        keep, start, p, q, points, stoch, logits, *rest = ctx.saved_tensors
+        keep, start, p, q, points, samples, logits, *rest = ctx.saved_tensors
         trace = dict(zip(TRACE, rest, strict=False))
         weights = {name: tensor.contiguous() for name, tensor in zip(OBSERVED, rest[len(TRACE) :], strict=True)}
         given_deter, given_stoch, given_logits = (gradient.contiguous() for gradient in gradients)
         blocks, scales = -(-len(keep) // ctx.numbers.block), [sizes.hidden] * 3 + [sizes.deter]
         grad = {name: torch.empty_like(trace[name]) for name in ("a1", "a2", "x", "gate")}
         grad |= {"p": torch.empty_like(p), "logits": given_logits.clone(), "scales": p.new_zeros(blocks, sum(scales))}
+        start_deter, start_stoch = p.new_empty(len(start), sizes.deter), p.new_empty(start.shape)
         native.call(
             "observe_backward",
             *(ctypes.byref(_Weights(**_addresses(weights))), ctx.numbers, keep, _Trace(**_addresses(trace))),
-            *(p, logits, given_deter, given_stoch, _Gradients(**_addresses(grad))),
+            *(p, logits, given_deter, given_stoch, start_deter, start_stoch, _Gradients(**_addresses(grad))),
         )
-        before = torch.cat([start[:, None], stoch[:, :-1]], 1) * keep[..., None, None]
+        before = torch.cat([start[:, None], samples[:, :-1]], 1) * keep[..., None, None]
         scale1, scale2, inner_scale, mix_scale = grad.pop("scales").sum(0).split(scales)
         d = {name: tensor.flatten(2).flatten(0, 1) for name, tensor in grad.items()}
         inputs = {"deter": points, "q": q, "stoch_in": before.flatten(2)} | trace
@@ -210,8 +212,8 @@ class _Observe(torch.autograd.Function):
             "head": d["logits"].t() @ into["q"],
             "head_bias": d["logits"].sum(0),
         }
-        nothing = (None,) * 5
-        return (*nothing, grad["x"], grad["p"], *(of_weights[name] for name in OBSERVED))
+        nothing = (None,) * 4
+        return (*nothing, start_deter, start_stoch, grad["x"], grad["p"], *(of_weights[name] for name in OBSERVED))
 
 
 def _block_gradient(x: Float[Tensor, "n I"], dy: Float[Tensor, "n O"], blocks: int) -> Float[Tensor, "G i o"]:
@@ -231,7 +233,7 @@ def observe(
 ) -> Latent:
     """The posterior of every step, as `RSSM.observe` has it. ``shape`` is sizes and unimix.
 
-    ``keep`` is 0 where an episode begins and 1 elsewhere. The start gets no gradient. Call it where `serves`.
+    ``keep`` is 0 where an episode begins and 1 elsewhere. Call it where `serves`.
     """
     sizes, (batch, steps) = shape[0], keep.shape
     _check(
@@ -243,7 +245,7 @@ def observe(
     )
     parameters = vars(core) | vars(posterior)
     weights = (parameters[name] for name in OBSERVED)
-    return Latent(*_Observe.apply(*shape, start, keep, uniform, drive, offset, *weights))  # type: ignore[misc]
+    return Latent(*_Observe.apply(*shape, keep, uniform, *start, drive, offset, *weights))  # type: ignore[misc]
 
 
 # --- dreaming ---

@@ -114,13 +114,14 @@ def test_the_loop_over_a_sequence_and_its_gradients(batch, widths, threads):
     deter = torch.randn(batch, sizes.deter, generator=generator).tanh()
     stoch = torch.eye(sizes.classes)[torch.randint(sizes.classes, (batch, sizes.stoch), generator=generator)]
     stoch[0] = 0.0
+    carried = [deter.requires_grad_(), stoch.requires_grad_()]
     chance = uniform(batch, steps, sizes.stoch)
 
     def run() -> list[Tensor]:
         latent = rssm.observe(tokens, action, first, deter, stoch, chance)
         outputs = torch.cat([latent.features, latent.logits.flatten(-2)], -1)
         trained = [entry for name, entry in rssm.named_parameters() if not name.startswith("prior")]
-        return [latent.stoch, outputs, *gradients(outputs, tokens, *trained)]
+        return [latent.stoch, outputs, *gradients(outputs, tokens, *carried, *trained)]
 
     both(run, rtol=1e-4, atol=1e-5)
 

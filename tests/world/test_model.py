@@ -185,6 +185,31 @@ def test_below_the_free_nats_neither_side_is_trained():
     assert not trained(world, losses["dynamics"].mean() + losses["representation"].mean())
 
 
+# --- memory ---
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_gradient_checkpointing_changes_memory_and_nothing_else():
+    observation = IMAGE | {"speed": ObservationSpec((3,), "float32")}
+
+    def learn(thrifty: bool) -> tuple[dict[str, Tensor], list[Tensor], int]:
+        world, kept = make_world(observation, gradient_checkpointing=thrifty), []
+        shake(world)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
+            latent, losses = world.loss(make_batch(world), uniform(3, 6, 4))
+        total = torch.stack([loss.mean() for loss in losses.values()]).sum() + latent.features.sum()
+        return losses, list(torch.autograd.grad(total, list(world.parameters()))), sum(kept)
+
+    losses, gradients, kept = learn(thrifty=False)
+    same_losses, same_gradients, less = learn(thrifty=True)
+    assert same_losses.keys() == losses.keys()
+    for name, loss in losses.items():
+        close(same_losses[name], loss, 1e-5)
+    for mine, theirs in zip(same_gradients, gradients, strict=True):
+        close(mine, theirs, 1e-4)
+    assert less < kept / 4
+
+
 # --- context ---
 
 
