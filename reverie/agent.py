@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,6 +39,9 @@ log = logging.getLogger(__name__)
 
 class AgentOptions(Options):
     """How long and from where the agent dreams, and how its groups of parameters are trained."""
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Products inside networks; parameters, norms, losses and returns are always in single precision."""
 
     horizon: int = Field(default=15, ge=1)
     """Imagined steps of every dream."""
@@ -81,12 +84,14 @@ class Agent(nn.Module):
         }
         replay_value = {"replay_value": behavior.replay_value_scale}
         critic_scales = {"value": behavior.value_scale} | replay_value
+        actor, critic, half = self.behavior.actor, self.behavior.critic, options.precision == "fp16"
         self.optimizers = {
-            "world": Optimizer(
-                "world", self.world.parameters(), options.world_optimizer, self.world.scales | replay_value
-            ),
-            "actor": Optimizer("actor", self.behavior.actor.parameters(), options.actor_optimizer, {"policy": 1.0}),
-            "critic": Optimizer("critic", self.behavior.critic.parameters(), options.critic_optimizer, critic_scales),
+            name: Optimizer(name, network.parameters(), choices, scales, half=half)
+            for name, network, choices, scales in (
+                ("world", self.world, options.world_optimizer, self.world.scales | replay_value),
+                ("actor", actor, options.actor_optimizer, {"policy": 1.0}),
+                ("critic", critic, options.critic_optimizer, critic_scales),
+            )
         }
 
     # --- playing ---
@@ -130,18 +135,28 @@ class Agent(nn.Module):
         """
         batch, generator = batch.to(self.device), self.generators["learn"]
         chance = torch.rand(*batch.reward.shape, self.world.sizes.stoch, generator=generator, device=self.device)
-        latent, losses = self.world.loss(batch, chance)
+        with self.precision():
+            latent, losses = self.world.loss(batch, chance)
 
-        dream = imagine(self.world, self.behavior, self.starts(latent), self.options.horizon, generator)
-        rollout = views.whole(dream, self.behavior.discount)
-        judgement, metrics = self.behavior.judge(rollout)
-        replay = self.behavior.replay_value(latent.features, batch, judgement.returns)
+            dream = imagine(self.world, self.behavior, self.starts(latent), self.options.horizon, generator)
+            rollout = views.whole(dream, self.behavior.discount)
+            judgement, metrics = self.behavior.judge(rollout)
+            replay = self.behavior.replay_value(latent.features, batch, judgement.returns)
 
-        replay_loss = {"replay_value": self.behavior.replay_value_loss(replay)}
-        metrics |= self.optimizers["world"].step(losses | replay_loss)
-        metrics |= improve(self.behavior, rollout, judgement, replay, self.optimizers, generator)
+            replay_loss = {"replay_value": self.behavior.replay_value_loss(replay)}
+            metrics |= self.optimizers["world"].step(losses | replay_loss)
+            metrics |= improve(self.behavior, rollout, judgement, replay, self.optimizers, generator)
         self.behavior.follow()
         return metrics | world_metrics(losses), self.world.pack(latent.detach())
+
+    def precision(self) -> torch.autocast:
+        """Where products of networks are done in the chosen precision.
+
+        Nothing half is kept inside: the optimizers change weights between two uses of them.
+        """
+        choice, kind = self.options.precision, self.device.type
+        dtype = torch.float16 if choice == "fp16" else torch.bfloat16
+        return torch.autocast(kind, dtype, enabled=choice != "fp32", cache_enabled=False)
 
     def starts(self, latent: Latent) -> Latent:
         """The latents [B, T, ...] from which dreams begin, as [N, ...]: the last ``starts`` of each sequence."""

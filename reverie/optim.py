@@ -89,6 +89,9 @@ KINDS: dict[str, Callable[[Tensor, Moments, Tensor, OptimizerOptions], tuple[Ten
 }
 
 
+GROWTH = 2.0 ** (1 / 2000)
+"""Amplified gradients that overflow halve their factor; all others let it grow, twofold in 2000 updates."""
+
 FLOOR = 1e-3
 """Norm below which a tensor of weights counts as this, so that zeros can grow."""
 
@@ -104,9 +107,18 @@ class Optimizer:
     """Trains one group of parameters. Build it once the parameters are on their device: they move into its buffer."""
 
     def __init__(
-        self, name: str, parameters: Iterable[nn.Parameter], options: OptimizerOptions, scales: Mapping[str, float]
+        self,
+        name: str,
+        parameters: Iterable[nn.Parameter],
+        options: OptimizerOptions,
+        scales: Mapping[str, float],
+        *,
+        half: bool = False,
     ):
-        """``scales`` weighs each loss of `step`; a loss without a scale is an error there."""
+        """``scales`` weighs each loss of `step`; a loss without a scale is an error there.
+
+        ``half`` says that gradients pass through float16: losses are then amplified as far as nothing overflows.
+        """
         self.name, self.options, self.scales = name, options, dict(scales)
         self.parameters = list(parameters)
         self.weight = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
@@ -121,6 +133,8 @@ class Optimizer:
             self.gradients.append(parameter.grad)
         self.moments: Moments = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.count = torch.zeros((), device=self.weight.device)
+        self.half = half
+        self.amplification = torch.full_like(self.count, 2.0**16 if half else 1.0)
 
     @property
     def rate(self) -> Tensor:
@@ -143,7 +157,9 @@ class Optimizer:
             raise KeyError(f"losses {sorted(losses)} and scales {sorted(self.scales)} of '{self.name}' differ")
         total = torch.stack([losses[name].mean() * scale for name, scale in self.scales.items()]).sum()
         self.gradient.zero_()
-        total.backward(inputs=self.parameters)
+        with torch.autocast(self.weight.device.type, enabled=False):
+            (total * self.amplification).backward(inputs=self.parameters)
+        self.gradient.div_(self.amplification)
         return self._descend(when)
 
     @torch.no_grad()
@@ -151,6 +167,8 @@ class Optimizer:
         norm = self.gradient.norm()
         go = torch.isfinite(norm)
         skipped = ~go
+        if self.half:
+            self.amplification *= torch.where(skipped, 0.5, GROWTH)
         if when is not None:
             go = go & when
         rate = self.rate
@@ -190,11 +208,13 @@ class Optimizer:
             "step": self.moments[0].clone(),
             "square": self.moments[1].clone(),
             "count": self.count.clone(),
+            "amplification": self.amplification.clone(),
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raises StoredDataError where a state is incomplete, of another kind or of other parameters."""
-        tensors = {"step": self.moments[0], "square": self.moments[1], "count": self.count}
+        tensors = dict(zip(("step", "square"), self.moments, strict=True))
+        tensors |= {"count": self.count, "amplification": self.amplification}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         saved = {name: tuple(state[name].shape) if name in state else None for name in shapes}
         if state.get("kind") != self.options.kind or saved != shapes:
@@ -209,3 +229,4 @@ class Optimizer:
         for mine, saved in zip(self.moments, (state["step"], state["square"]), strict=True):
             mine.copy_(saved)
         self.count.copy_(state["count"])
+        self.amplification.copy_(state["amplification"])

@@ -130,6 +130,25 @@ def test_the_first_losses_of_a_fresh_agent_are_known():
     assert 0 < metrics["policy/value_loss"] < 11.082527
 
 
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_points_the_gradient_the_same_way_and_leaves_everything_single(precision):
+    gradients = []
+    for choice in ("fp32", precision):
+        agent = make_agent(IMAGE | VECTORS, precision=choice, optimizer=OptimizerOptions(rate=0))
+        shake(agent, 0.05)
+        batch = make_batch(agent.world)
+        for _ in range(8):  # the first may overflow in fp16 until they are amplified less
+            metrics, fresh = agent.learn(batch)
+        assert not metrics["world/skipped"]
+        gradients.append(agent.optimizers["world"].gradient.clone())
+        assert {tensor.dtype for tensor in agent.parameters()} == {torch.float32} == {fresh["deter"].dtype}
+        assert {entry.dtype for entry in metrics.values()} == {torch.float32}
+    mine, whole = gradients[1], gradients[0]
+    assert float(mine @ whole / mine.norm() / whole.norm()) > 0.99
+    assert float(mine.norm() / whole.norm()) == pytest.approx(1.0, abs=0.05)
+
+
 def test_the_first_minibatch_meets_the_policy_that_dreamed():
     agent = make_agent(behavior=PASSES, optimizer=CONSTANT.model_copy(update={"rate": 0.02}))
     shake(agent)

@@ -38,6 +38,20 @@ def values(parameters: Iterable[Tensor]) -> Tensor:
 # --- numbers ---
 
 
+def test_amplified_losses_give_the_same_update_and_yield_to_an_overflow():
+    (plain, single), (other, _) = make(), make()
+    half = Optimizer("net", other.parameters(), CONSTANT, {"fit": 1.0}, half=True)
+    single.step({"fit": loss(plain)})
+    half.step({"fit": loss(other)})
+    close(values(other.parameters()), values(plain.parameters()), 1e-6)
+    factor = half.amplification.clone()
+    assert factor > 2**16
+    assert half.step({"fit": 1e38 * loss(other)})["net/skipped"]  # times the factor, this is infinite
+    close(half.amplification, factor / 2, 1e-6)
+    assert not half.step({"fit": loss(other)})["net/skipped"]
+    assert single.amplification == 1
+
+
 @pytest.mark.parametrize(
     ("weight", "gradient", "clipped"),
     [

@@ -1,6 +1,7 @@
 """Layers exactly as the published DreamerV3 has them: its initialisation, its RMS norm, its block-diagonal linear.
 
-Every hidden layer is Linear -> NormSiLU, and every linear has a bias.
+Every hidden layer is Linear -> NormSiLU, and every linear has a bias. Under autocast the products are done in half
+precision; norms, and whatever leaves a network, are in single precision, and so are the native kernels.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class NormSiLU(nn.Module):
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x.float()
         if x.shape[-1:] == self.scale.shape and native.serves(x, self.scale):
             return norm_silu(x, self.scale)
         return F.silu(F.rms_norm(x, self.scale.shape, self.scale, eps=1e-4))
@@ -91,7 +93,7 @@ class MLP(nn.Sequential):
 
     def forward(self, input: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch O"]:
         layers = self.dense
-        return stack(input, layers) if stack_serves(input, layers) else super().forward(input)
+        return stack(input, layers) if stack_serves(input, layers) else super().forward(input).float()
 
     @property
     def dense(self) -> list[Dense]:

@@ -107,7 +107,7 @@ class RSSM(nn.Module):
         keep = (~first).float()[..., None]
         drives = self.drive(previous_action * keep, weights)
         from_deter, from_token = self.posterior_input.weight.split([self.sizes.deter, tokens.shape[-1]], 1)
-        offsets = F.linear(tokens, from_token, self.posterior_input.bias)
+        offsets = F.linear(tokens, from_token, self.posterior_input.bias).float()
         if scan.serves(self.sizes, first.numel(), drives, offsets, deter, stoch, uniform, from_deter):
             posterior = scan.Posterior(from_deter, *self.posterior_output.parameters())
             shape, start = (self.sizes, self.unimix), (deter, stoch)
@@ -115,7 +115,7 @@ class RSSM(nn.Module):
         deters, stochs, logits = [], [], []
         for t in range(tokens.shape[1]):
             deter = self.core(deter * keep[:, t], stoch * keep[:, t, None], drives[:, t], weights)
-            logit = self.groups(self.posterior_output(offsets[:, t] + F.linear(deter, from_deter)))
+            logit = self.groups(self.posterior_output(offsets[:, t] + F.linear(deter, from_deter)).float())
             stoch = self.sample(logit, uniform[:, t])
             deters.append(deter)
             stochs.append(stoch)

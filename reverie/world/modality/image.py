@@ -103,7 +103,7 @@ class ImageDecoder(nn.Module):
         painted = self.from_deter(deter).unflatten(-1, (self.blocks, self.height, self.side, -1))
         painted = painted.permute(0, 1, 4, 2, 3).flatten(1, 2)
         whole = self.from_stoch(stoch).unflatten(-1, (self.height, self.side, self.top)).permute(0, 3, 1, 2)
-        images = torch.sigmoid(self.stages(self.join(painted + whole))).movedim(1, -1).unflatten(0, batch)
+        images = torch.sigmoid(self.stages(self.join(painted + whole)).float()).movedim(1, -1).unflatten(0, batch)
         return dict(zip(self.keys, images.split(self.channels, -1), strict=True))
 
     def loss(self, prediction: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:

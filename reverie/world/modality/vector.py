@@ -54,7 +54,7 @@ class VectorDecoder(nn.Module):
 
     def forward(self, latent: Latent) -> dict[str, Tensor]:
         hidden = self.mlp(latent.features)
-        return {key: output(hidden) for key, output in zip(self.keys, self.outputs, strict=True)}
+        return {key: output(hidden).float() for key, output in zip(self.keys, self.outputs, strict=True)}
 
     def loss(self, prediction: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Squared error in symlog space, or cross-entropy, summed over the key's dimensions."""
