@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
+import sys
+
 import torch
 
 from reverie import native
 from reverie.types import DeviceError
+
+log = logging.getLogger(__name__)
+
+
+MALLOC = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}
+"""Settings of mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -29,3 +39,16 @@ def set_up(threads: int, kernels: str) -> None:
     if threads:
         torch.set_num_threads(threads)
     native.use(kernels == "auto")
+    keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Lets the process reuse large arrays that it freed, instead of giving them back and asking for empty pages again.
+
+    An update allocates the same arrays every time. Only the GNU C library has this choice; elsewhere nothing happens.
+    """
+    process = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(process, "gnu_get_libc_version"):
+        for setting, value in MALLOC.items():
+            if not process.mallopt(setting, value):
+                log.debug("mallopt(%d, %d) is refused", setting, value)
