@@ -67,6 +67,7 @@ ENVIRONMENTS: dict[str, Callable[..., Any] | str] = {
     "dmc_pixels": "reverie.env.dm_control:create_pixels",
     "highway": "reverie.env.highway:create",
     "minigrid": "reverie.env.minigrid:create",
+    "pinpad": "reverie.env.pinpad:create",
 }
 """Suite or custom name -> function that makes a `gymnasium.Env` (or a lazy ``module:callable``).
 
@@ -77,6 +78,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "atari": {"repeat": 4, "frame_pool": True, "size": 96, "grayscale": True},
     "atari100k": {"repeat": 4, "frame_pool": True, "size": 64, "kwargs": {"sticky": 0.0, "all_actions": False}},
     "minigrid": {"one_hot": True},
+    "pinpad": {"one_hot": True},
 }
 """How a suite is usually played: what the options left open is taken from here."""
 

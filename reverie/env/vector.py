@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 2.0
 """How long `VectorEnv.close` waits for workers before it ends them."""
 
-FAST = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text", "minigrid")
-"""Modules of environments that step faster than a message to another process takes."""
+FAST_SUITES = {"minigrid", "pinpad"}
+FAST_MODULES = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text")
+"""Environments that step faster than a message to another process takes."""
 
 
 class VectorEnv:
@@ -163,4 +164,4 @@ def _build(options: EnvOptions, registered: dict[str, Any]) -> Environment:
 
 def _is_fast(name: str) -> bool:
     spec = gymnasium.registry.get(name)
-    return suite_of(name) == "minigrid" or (spec is not None and str(spec.entry_point).startswith(FAST))
+    return suite_of(name) in FAST_SUITES or (spec is not None and str(spec.entry_point).startswith(FAST_MODULES))

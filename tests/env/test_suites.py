@@ -32,6 +32,16 @@ SUITES = {
     "minigrid/DoorKey-5x5": ("minigrid", {"grid": ((1617,), "float32"), "direction": ((4,), "float32")}, 7),
     "MiniGrid-DoorKey-5x5-v0": ("minigrid", {"grid": ((1617,), "float32"), "direction": ((4,), "float32")}, 7),
     "BabyAI-GoToLocal-v0": ("minigrid", {"grid": ((1617,), "float32"), "direction": ((4,), "float32")}, 7),
+    "pinpad/vec-3": (
+        "gymnasium",
+        {
+            "cell": ((49,), "float32"),
+            "pad": ((4,), "float32"),
+            "history": ((12,), "float32"),
+            "countdown": ((11,), "float32"),
+        },
+        5,
+    ),
 }
 
 SMALLER = {"crafter": {"area": [24, 24]}, "highway": {"config": {"vehicles_count": 4}}}
@@ -58,6 +68,11 @@ def test_a_suite_shows_what_it_promises_and_repeats_itself(name, capfd):
     assert any(not np.array_equal(one[key], two[key]) for one, two in zip(first, other, strict=True) for key in one)
     env.close()
     assert "rejected" not in capfd.readouterr().out
+
+
+def test_every_suite_is_tested():
+    needs_graphics = {"dmc_pixels"}
+    assert {name.partition("/")[0] for name in SUITES} >= ENVIRONMENTS.keys() - needs_graphics - {"counting"}
 
 
 def test_minigrid_can_be_seen_as_pixels():
@@ -90,6 +105,7 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, similar):
         ("minigrid/DoorKy-5x5", "minigrid", "MiniGrid-DoorKey-5x5-v0"),
         ("atari/pongg", "ale_py", "ALE/Pong-v5"),
         ("dmc/walker_wlk", "dm_control", "walker_walk"),
+        ("pinpad/thre", "gymnasium", "three"),
     ],
 )
 def test_an_unknown_task_is_answered_with_the_nearest(name, package, similar):
