@@ -63,6 +63,7 @@ ENVIRONMENTS: dict[str, Callable[..., Any] | str] = {
     "atari": "reverie.env.atari:create",
     "atari100k": "reverie.env.atari:create",
     "crafter": "reverie.env.crafter:create",
+    "deep_sea": "reverie.env.deep_sea:create",
     "dmc": "reverie.env.dm_control:create",
     "dmc_pixels": "reverie.env.dm_control:create_pixels",
     "highway": "reverie.env.highway:create",

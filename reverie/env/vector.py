@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS = 2.0
 """How long `VectorEnv.close` waits for workers before it ends them."""
 
-FAST_SUITES = {"minigrid", "pinpad"}
+FAST_SUITES = {"deep_sea", "minigrid", "pinpad"}
 FAST_MODULES = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text")
 """Environments that step faster than a message to another process takes."""
 

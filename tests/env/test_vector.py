@@ -116,7 +116,7 @@ def test_a_state_is_right_at_every_moment_of_an_episode():
             env.step(sequence[stop])
 
 
-@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "pinpad/vec-3"])
+@pytest.mark.parametrize("name", ["CartPole-v1", "Pendulum-v1", "deep_sea/10", "pinpad/vec-3"])
 def test_real_episodes_continue_bit_for_bit(name):
     with vector(name) as env, vector(name) as resumed:
         sequence = actions(80, 3, action_width(env.action))
