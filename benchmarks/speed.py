@@ -87,7 +87,7 @@ def measure(name: str, setting: str, threads: int, updates: int) -> dict[str, ob
     set_up(threads, "auto" if setting == "kernels" else "off")
     config = load(Path(f"configs/{workload.config}.json"), workload.changes)
     spaces = {"observation": workload.observation}, (ActionPart("action", workload.actions, True),)
-    agent = Agent(config.agent, config.world, config.behavior, spaces, torch.device("cpu"))
+    agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, torch.device("cpu"))
     batch, times = make_batch(config, agent, workload), []
     for _ in range(3 + updates):
         began = time.perf_counter()

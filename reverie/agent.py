@@ -6,7 +6,8 @@ Read `Agent.learn` from top to bottom: it is the algorithm.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior import hierarchy as behaviors
+from reverie.behavior.actor_critic import BehaviorOptions
+from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.behavior.ppo import improve
 from reverie.imagine import imagine
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
@@ -23,6 +25,7 @@ from reverie.types import (
     ActionSpec,
     Batch,
     Carry,
+    Dream,
     Latent,
     Losses,
     Metrics,
@@ -53,6 +56,8 @@ class AgentOptions(Options):
     """The policy."""
     critic_optimizer: PolicyOptimizerOptions = PolicyOptimizerOptions()
     """The critic."""
+    goal_optimizer: PolicyOptimizerOptions = PolicyOptimizerOptions()
+    """The manager's goals."""
 
 
 class Agent(nn.Module):
@@ -63,6 +68,7 @@ class Agent(nn.Module):
         options: AgentOptions,
         world: WorldOptions,
         behavior: BehaviorOptions,
+        hierarchy: HierarchyOptions,
         spaces: tuple[Mapping[str, ObservationSpec], ActionSpec],
         device: torch.device,
         seed: int = 0,
@@ -76,30 +82,44 @@ class Agent(nn.Module):
             torch.manual_seed(seed)
             self.world = MultimodalWorldModel(world, observation, action)
             sizes = self.world.sizes
-            self.behavior = ActorCritic(behavior, sizes.features, action, sizes.units, sizes.bins)
+            self.behavior = behaviors.build(
+                *(behavior, hierarchy, action),
+                features=sizes.features, deter=sizes.deter, units=sizes.units, bins=sizes.bins,
+            )  # fmt: skip
         self.to(device)
         self.generators = {
             "act": torch.Generator(device).manual_seed(2 * seed),
             "learn": torch.Generator(device).manual_seed(2 * seed + 1),
         }
-        replay_value = {"replay_value": behavior.replay_value_scale}
-        critic_scales = {"value": behavior.value_scale} | replay_value
-        actor, critic, half = self.behavior.actor, self.behavior.critic, options.precision == "fp16"
-        self.optimizers = {
-            name: Optimizer(name, network.parameters(), choices, scales, half=half)
-            for name, network, choices, scales in (
-                ("world", self.world, options.world_optimizer, self.world.scales | replay_value),
-                ("actor", actor, options.actor_optimizer, {"policy": 1.0}),
-                ("critic", critic, options.critic_optimizer, critic_scales),
+        self.optimizers = dict(self._optimizers())
+
+    def _optimizers(self) -> Iterator[tuple[str, Optimizer]]:
+        """World, goals, and an actor and a critic of each level. Replayed steps train the first level's critic."""
+        options, behavior = self.options, self.behavior
+        replay_value = {"replay_value": behavior.levels[0].options.replay_value_scale}
+        groups: list[tuple[str, nn.Module, OptimizerOptions, dict[str, float]]]
+        groups = [("world", self.world, options.world_optimizer, self.world.scales | replay_value)]
+        for level in behavior.levels:
+            scales = {"value": level.options.value_scale} | (replay_value if level is behavior.levels[0] else {})
+            groups.append((f"{level.group}actor", level.actor, options.actor_optimizer, {"policy": 1.0}))
+            groups.append((f"{level.group}critic", level.critic, options.critic_optimizer, scales))
+        if behavior.goals is not None:
+            groups.append(("goals", behavior.goals, options.goal_optimizer, {"goals": 1.0}))
+        for name, network, choices, scales in groups:
+            yield (
+                name,
+                Optimizer(
+                    name, network.parameters(), choices, scales, half=HALF.get(options.precision) == torch.float16
+                ),
             )
-        }
 
     # --- playing ---
 
     def initial(self, envs: int) -> Carry:
         """What the agent remembers before the first step: nothing."""
         latent = self.world.initial(envs)
-        return Carry(latent, latent.deter.new_zeros(envs, self.action_width))
+        action, age = latent.deter.new_zeros(envs, self.action_width), latent.deter.new_zeros(envs, dtype=torch.long)
+        return Carry(latent, action, self.behavior.nothing(latent), age)
 
     @torch.no_grad()
     def act(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[np.ndarray, Carry]:
@@ -108,22 +128,25 @@ class Agent(nn.Module):
         ``generator`` defaults to the agent's own; evaluation brings another, so that it leaves no trace.
         """
         generator = generator or self.generators["act"]
-        envs, stoch = len(step.first), self.world.sizes.stoch
-        distribution = self.behavior.distribution
-        noise = torch.rand(envs, stoch + distribution.noise, generator=generator, device=self.device)
+        worker, envs = self.behavior.worker, len(step.first)
+        widths = [self.world.sizes.stoch, worker.distribution.noise, self.behavior.noise]
+        noise = torch.rand(envs, sum(widths), generator=generator, device=self.device)
+        chance, choice, whim = noise.split(widths, -1)
         obs = {key: value[:, None] for key, value in step.tensors(self.device).items()}
-        first = torch.as_tensor(step.first, device=self.device)[:, None]
+        first = torch.as_tensor(step.first, device=self.device)
         latent = self.world.rssm.observe(
             self.world.encode(obs),
             carry.action[:, None],
-            first,
+            first[:, None],
             carry.latent.deter,
             carry.latent.stoch,
-            noise[:, None, :stoch],
+            chance[:, None],
         )
         latent = latent.at(0)
-        action = distribution.sample(self.behavior.policy(latent.features), noise[:, stoch:])
-        return action.cpu().numpy(), Carry(latent, action)
+        goal, age = self.behavior.pursue(latent, carry.goal, carry.age, first, whim)
+        policy = worker.policy(torch.cat([latent.features, goal.target], -1))
+        action = worker.distribution.sample(policy, choice)
+        return action.cpu().numpy(), Carry(latent, action, goal, age)
 
     # --- learning ---
 
@@ -139,24 +162,45 @@ class Agent(nn.Module):
             latent, losses = self.world.loss(batch, chance)
 
             dream = imagine(self.world, self.behavior, self.starts(latent), self.options.horizon, generator)
-            rollout = views.whole(dream, self.behavior.discount)
-            judgement, metrics = self.behavior.judge(rollout)
-            replay = self.behavior.replay_value(latent.features, batch, judgement.returns)
+            dream = replace(dream, reward=dream.reward | self.behavior.rewards(dream))
+            rollouts, metrics = self.behavior.views(dream), self.behavior.reach(dream)
+            judgements = [level.judge(rollout) for level, rollout in zip(self.behavior.levels, rollouts, strict=True)]
+            planner, imagined = self.behavior.levels[0], judgements[0].returns[:, 0, 0]
+            replay = planner.replay_value(latent.features, batch, imagined)
 
-            replay_loss = {"replay_value": self.behavior.replay_value_loss(replay)}
+            replay_loss = {"replay_value": planner.replay_value_loss(replay)}
             metrics |= self.optimizers["world"].step(losses | replay_loss)
-            metrics |= improve(self.behavior, rollout, judgement, replay, self.optimizers, generator)
-        self.behavior.follow()
-        return metrics | world_metrics(losses), self.world.pack(latent.detach())
+            metrics |= self._learn_goals(latent, dream)
+            for level, rollout, judgement in zip(self.behavior.levels, rollouts, judgements, strict=True):
+                optimizers = {kind: self.optimizers[f"{level.group}{kind}"] for kind in ("actor", "critic")}
+                real, ready = (replay if level is planner else None), self.behavior.ready(level)
+                metrics |= improve(level, rollout, judgement, real, optimizers, generator, ready)
+                metrics |= judgement.metrics | level.follow(rollout)
+        return self._named(metrics | world_metrics(losses)), self.world.pack(latent.detach())
+
+    def _named(self, metrics: Metrics) -> Metrics:
+        """The acting level's losses go by the name of the policy as well, whatever the behavior."""
+        worker = self.behavior.worker.name
+        return metrics | {f"policy/{kind}": metrics[f"{worker}/{kind}"] for kind in KNOWN}
+
+    def _learn_goals(self, latent: Latent, dream: Dream) -> Metrics:
+        """From replayed states and the dream, once; nothing where there are no goals."""
+        goals = self.behavior.goals
+        if goals is None:
+            return {}
+        loss, seen = goals.loss(latent.deter.detach(), dream, self.generators["learn"])
+        metrics = self.optimizers["goals"].step({"goals": loss})
+        goals.follow(seen)
+        self.behavior.practised()
+        return metrics | seen
 
     def precision(self) -> torch.autocast:
         """Where products of networks are done in the chosen precision.
 
         Nothing half is kept inside: the optimizers change weights between two uses of them.
         """
-        choice, kind = self.options.precision, self.device.type
-        dtype = torch.float16 if choice == "fp16" else torch.bfloat16
-        return torch.autocast(kind, dtype, enabled=choice != "fp32", cache_enabled=False)
+        dtype = HALF.get(self.options.precision)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
     def starts(self, latent: Latent) -> Latent:
         """The latents [B, T, ...] from which dreams begin, as [N, ...]: the last ``starts`` of each sequence."""
@@ -205,6 +249,13 @@ class Agent(nn.Module):
         for kind, mine in self.spaces.items():
             _compare(kind, state["spaces"].get(kind, {}), mine)
         _compare("tensor", _shapes(state["model_state"]), _shapes(self.state_dict()))
+
+
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Types of the products inside networks, where they are not single."""
+
+KNOWN = ("policy_loss", "value_loss", "entropy")
+"""What a policy reports under this name in every behavior."""
 
 
 def describe(observation: Mapping[str, ObservationSpec], action: ActionSpec) -> dict[str, dict[str, str]]:

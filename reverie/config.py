@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from reverie.agent import AgentOptions
 from reverie.behavior.actor_critic import BehaviorOptions
+from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.env import EnvOptions
 from reverie.replay import ReplayOptions
 from reverie.types import ConfigError, Options
@@ -39,6 +40,7 @@ FLAT = {
     "clip_ratio": "behavior.clip",
     "entropy_coef": "behavior.entropy",
     "value_coef": "behavior.value_scale",
+    "num_options": "hierarchy.num_options",
     "use_wandb": "logger.wandb",
     "device": "run.device",
     "checkpoint_dir": "run.checkpoint_dir",
@@ -104,6 +106,7 @@ class Config(Options):
     replay: ReplayOptions = ReplayOptions()
     world: WorldOptions = WorldOptions()
     behavior: BehaviorOptions = BehaviorOptions()
+    hierarchy: HierarchyOptions = HierarchyOptions()
     agent: AgentOptions = AgentOptions()
     logger: LoggerOptions = LoggerOptions()
 
@@ -123,6 +126,9 @@ class Config(Options):
         dreams = replay.batch_size * (starts or replay.length)
         if self.behavior.minibatches > dreams:
             raise ConfigError(f"behavior.minibatches = {self.behavior.minibatches}: an update has {dreams} dreams")
+        period, horizon = self.hierarchy.period, self.agent.horizon
+        if self.hierarchy.enabled and horizon % period:
+            raise ConfigError(f"hierarchy.period = {period}: should divide agent.horizon = {horizon}")
         if self.run.target_return is not None and not self.run.evaluate_every:
             raise ConfigError("run.target_return needs evaluations; set run.evaluate_every above 0")
         return self

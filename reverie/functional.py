@@ -106,6 +106,28 @@ def balanced_kl(
     return dynamics.clamp(min=free_nats), representation.clamp(min=free_nats)
 
 
+# --- Goals -------------------------------------------------------------------------------------------------------
+
+
+def max_cosine(goal: Float[Tensor, "*batch D"], state: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+    """``(g/m) . (s/m)`` with m the larger of the two norms: one only where direction and length agree (Director)."""
+    norms = torch.maximum(goal.square().sum(-1), state.square().sum(-1))
+    return (goal * state).sum(-1) / norms.clamp(min=1e-12)
+
+
+# --- Controllers -------------------------------------------------------------------------------------------------
+
+
+def steer(weight: Tensor, lack: Tensor, low: float, high: float, step: float = 0.1) -> Tensor:
+    """A weight in [low, high], raised by a share ``step`` where ``lack`` exceeds 1 + step, lowered below its inverse.
+
+    ``lack`` is wanted over found for what the weight raises, and found over wanted for what it lowers.
+    """
+    factor = 1.0 + step
+    change = torch.where(lack > factor, factor, torch.where(lack < 1.0 / factor, 1.0 / factor, 1.0))
+    return (weight * change).clamp(low, high)
+
+
 # --- Credit over time --------------------------------------------------------------------------------------------
 
 

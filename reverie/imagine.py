@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
-from reverie.types import Dream, Latent, stack
+from reverie.types import Dream, Goal, Latent, join, stack
 from reverie.world import scan
 from reverie.world.model import MultimodalWorldModel
 
 
 @runtime_checkable
 class Actor(Protocol):
-    """What a dream needs of a behavior."""
+    """The level that acts: a network, and what its outputs are the parameters of."""
 
     distribution: ActionDistribution
 
@@ -29,17 +29,53 @@ class Actor(Protocol):
     def actor(self) -> nn.Module: ...
 
 
+@runtime_checkable
+class Behavior(Protocol):
+    """What a dream needs of a behavior: `reverie.behavior.hierarchy.Flat` or `Hierarchy`."""
+
+    noise: int
+
+    @property
+    def worker(self) -> Actor: ...
+
+    def decisions(self, horizon: int) -> int: ...
+
+    def assign(self, start: Latent, generator: torch.Generator) -> tuple[Tensor, Goal]: ...
+
+    def decide(self, latent: Latent, uniform: Tensor) -> tuple[Goal, Tensor]: ...
+
+    def logprob(self, choice: Tensor, code: Tensor) -> Tensor: ...
+
+
 @torch.no_grad()
 def imagine(
-    world: MultimodalWorldModel, actor: Actor, start: Latent, horizon: int, generator: torch.Generator
+    world: MultimodalWorldModel, behavior: Behavior, start: Latent, horizon: int, generator: torch.Generator
 ) -> Dream:
-    """Rolls ``horizon`` steps from every start [N, ...] with sampled actions and sampled latents."""
-    count, device = start.deter.shape[0], start.deter.device
-    distribution = actor.distribution
+    """Rolls ``horizon`` steps from every start [N, ...] with sampled goals, actions and latents.
+
+    Every dream begins with a decision of the manager, if there is one; the last decision is only judged.
+    """
+    count, device, worker = start.deter.shape[0], start.deter.device, behavior.worker
+    decisions, distribution = behavior.decisions(horizon), worker.distribution
     noise = torch.rand(horizon, count, distribution.noise + world.sizes.stoch, generator=generator, device=device)
-    choice, chance = noise.split([distribution.noise, world.sizes.stoch], -1)
-    latent, policy, action = roll(world, actor, start, choice, chance)
-    features = latent.features
+    whims = torch.rand(decisions + 1, count, behavior.noise, generator=generator, device=device)
+    own, given = behavior.assign(start, generator)
+    latents, policies, actions, goals, choices, here = [], [], [], [], [], start
+    for whim, steps in zip(whims, [*noise.split(horizon // decisions), None], strict=True):
+        goal, choice = behavior.decide(here, whim)
+        goals.append(goal.where(own, given))
+        if steps is None:
+            break
+        uniform, chance = steps.split([distribution.noise, world.sizes.stoch], -1)
+        latent, policy, action = roll(world, worker, here, goals[-1].target, uniform, chance)
+        here = latent.at(-1)
+        latents.append(latent.since(1) if latents else latent)
+        policies.append(policy)
+        actions.append(action)
+        choices.append(choice)
+    latent, policy, action = join(latents), torch.cat(policies, 1), torch.cat(actions, 1)
+    goal = Goal(*(torch.stack(fields, 1) for fields in zip(*(goal.fields for goal in goals), strict=True)))
+    features, choice = latent.features, torch.stack(choices, 1)
     return Dream(
         latent=latent,
         action=action,
@@ -47,29 +83,35 @@ def imagine(
         logprob=distribution.logprob(policy, action),
         continues=world.continues(features),
         reward={"extrinsic": world.reward(features[:, 1:])},
+        goal=goal,
+        choice=choice,
+        choice_logprob=behavior.logprob(choice, goal.code[:, :-1]),
+        own=own,
     )
 
 
 @torch.no_grad()
 def roll(
     world: MultimodalWorldModel,
-    actor: Actor,
+    worker: Actor,
     start: Latent,
+    target: Float[Tensor, "N W"],
     choice: Float[Tensor, "H N Z"],
     chance: Float[Tensor, "H N S"],
 ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
     """Policy and dynamics by turns: the points [N, H+1, ...], the policy's parameters and the actions of the edges.
 
-    Uniform numbers decide: ``choice`` about actions, ``chance`` about latents.
+    The policy sees ``target`` beside every state. Uniform numbers decide: ``choice`` about actions, ``chance`` about
+    latents.
     """
-    policy, distribution = actor.actor, actor.distribution
+    policy, distribution = worker.actor, worker.distribution
     tensors, states = (*start.fields, choice, chance, world.rssm.gates.bias), chance.shape[:2].numel()
     if isinstance(policy, MLP) and distribution.standard and scan.serves(world.sizes, states, *tensors):
-        return world.rssm.dream(policy, distribution, start, choice, chance)
+        return world.rssm.dream(policy, distribution, start, target, choice, chance)
     step = world.rssm.dreamer()
     latents, policies, actions = [start], [], []
     for t in range(len(chance)):
-        policies.append(policy(latents[t].features))
+        policies.append(policy(torch.cat([latents[t].features, target], -1)))
         actions.append(distribution.sample(policies[t], choice[t]))
         latents.append(step(latents[t], actions[t], chance[t]))
     return stack(latents), torch.stack(policies, 1), torch.stack(actions, 1)

@@ -2,14 +2,17 @@
 
 Shape letters, used in every annotation of the package::
 
-    E environments   B sequences   T replay steps   N dreams   H imagined steps   L rollout edges
+    E environments   B sequences   T replay steps   N dreams   H imagined steps   R rollouts   L rollout edges
     A action width   D deterministic state   S x C stochastic groups x classes   F = D + S*C features
+    K steps per goal   M = H/K goals per dream   G goal code   W goal target   Q reward streams
 
 Batch first, time second, everywhere. A path of H transitions has H+1 *points* (latent, continue
 probability) and H *edges* (action, log-probability, reward); no other length exists::
 
     real      o0 --a0--> o1 --a1--> o2         row t = (o_t, r_t, flags_t, a_t); r_t arrived with o_t
     dream     s0 --a0--> s1 --a1--> ... --> sH
+    manager   s0 ====== g0 ======> sK ====== g1 ======> s2K     one edge per goal
+    worker    s0 --> ... --> sK  |  sK --> ... --> s2K          one rollout per goal
 """
 
 from __future__ import annotations
@@ -145,6 +148,10 @@ class Latent:
         """The states [B, ...] at step ``t`` of [B, T, ...]."""
         return Latent(*(field[:, t] for field in self.fields))
 
+    def since(self, t: int) -> Latent:
+        """The states [B, T-t, ...] from step ``t`` of [B, T, ...] on."""
+        return Latent(*(field[:, t:] for field in self.fields))
+
     def rows(self) -> Iterator[Latent]:
         """Each row [1, ...] by itself."""
         return (Latent(*fields) for fields in zip(*(field.split(1) for field in self.fields), strict=True))
@@ -159,7 +166,26 @@ def stack(latents: Sequence[Latent]) -> Latent:
 def join(latents: Sequence[Latent]) -> Latent:
     """Successive stretches [B, T_i, ...] as one [B, sum of T_i, ...]."""
     fields = zip(*(latent.fields for latent in latents), strict=True)
-    return Latent(*(torch.cat(field, 1) for field in fields))
+    return Latent(*(torch.cat(field, 1) for field in fields)) if len(latents) > 1 else latents[0]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a manager wants; without one, a vector of width zero."""
+
+    code: Float[Tensor, "*batch G"]
+    """What the manager chose: one-hot groups in a line."""
+    target: Float[Tensor, "*batch W"]
+    """What the worker is told."""
+
+    @property
+    def fields(self) -> tuple[Tensor, Tensor]:
+        return self.code, self.target
+
+    def where(self, mask: Bool[Tensor, "*batch"], other: Goal) -> Goal:
+        """This goal where ``mask`` holds, the other one elsewhere."""
+        fields = zip(self.fields, other.fields, strict=True)
+        return Goal(*(torch.where(mask[..., None], mine, theirs) for mine, theirs in fields))
 
 
 @dataclass(frozen=True)
@@ -168,6 +194,9 @@ class Carry:
 
     latent: Latent
     action: Float[Tensor, "E A"]
+    goal: Goal
+    age: Int[Tensor, "E"]
+    """Steps since the goal was chosen."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +254,21 @@ class Dream(Path):
     continues: Float[Tensor, "N H+1"]
     """The continue head's output at each point, the start included."""
     reward: dict[str, Float[Tensor, "N H"]]
-    """Streams: ``extrinsic`` and, with motives, one per motive. Entry t rewards the edge t -> t+1."""
+    """Streams: ``extrinsic``, with a manager ``goal`` and ``novelty``. Entry t rewards the edge t -> t+1."""
+    goal: Goal
+    """In force from points 0, K, 2K, ... on, [N, M+1, ...]; the last one is never acted upon."""
+    choice: Float[Tensor, "N M C"]
+    """The parameters of the distribution that each goal was drawn from."""
+    choice_logprob: Float[Tensor, "N M"]
+    own: Bool[Tensor, "N"]
+    """Whether the manager chose the goals; false where they were given to it."""
+
+    @property
+    def target(self) -> Float[Tensor, "N H+1 W"]:
+        """The goal's target that is in force at each point."""
+        decisions, horizon = self.goal.target.shape[1] - 1, self.action.shape[1]
+        held = self.goal.target[:, :-1].repeat_interleave(horizon // decisions, 1)
+        return torch.cat([held, self.goal.target[:, -1:]], 1)
 
 
 @dataclass(frozen=True)
@@ -236,8 +279,10 @@ class Rollout:
     inputs: Float[Tensor, "R L+1 I"]
     policy: Float[Tensor, "R L P"]
     logprob: Float[Tensor, "R L"]
-    reward: Float[Tensor, "R L"]
-    discount: Float[Tensor, "R L"]
-    """The level's discount times the probability that the point which the edge leads to goes on."""
+    reward: Float[Tensor, "R L Q"]
+    discount: Float[Tensor, "R L Q"]
+    """The stream's discount times the probability that the point which the edge leads to goes on."""
     weight: Float[Tensor, "R L"]
     """How likely the edge is to be reached at all."""
+    after: Float[Tensor, "N I"]
+    """Inputs at the end of each dream, of which R/N rollouts are successive pieces; for streams that are not split."""

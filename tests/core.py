@@ -12,10 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from reverie.agent import Agent, AgentOptions
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement, ReplayValue
+from reverie.behavior import views
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement, ReplayValue, Stream
+from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.behavior.ppo import improve
+from reverie.nets.distributions import ActionDistribution
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
-from reverie.types import ActionPart, ActionSpec, Batch, Metrics, ObservationSpec, Rollout, action_width
+from reverie.types import (
+    ActionPart,
+    ActionSpec,
+    Batch,
+    Dream,
+    Goal,
+    Latent,
+    Metrics,
+    ObservationSpec,
+    Rollout,
+    action_width,
+)
 from reverie.world.model import MultimodalWorldModel, WorldOptions
 
 IMAGE = {"image": ObservationSpec((8, 8, 3), "uint8")}
@@ -33,6 +47,9 @@ SMALL = WorldOptions(
 
 PUBLISHED = OptimizerOptions()
 """One LaProp with adaptive clipping trains everything."""
+TASK = {"extrinsic": Stream(1.0, 333)}
+"""The environment's reward alone."""
+FLAT = HierarchyOptions(enabled=False)
 ONE_PASS = BehaviorOptions(epochs=1, minibatches=1)
 """The published actor loss."""
 
@@ -51,15 +68,17 @@ def make_agent(
     action: ActionSpec = CHOICE,
     *,
     behavior: BehaviorOptions = ONE_PASS,
+    hierarchy: HierarchyOptions = FLAT,
     optimizer: OptimizerOptions = PUBLISHED,
     seed: int = 0,
     **options: Any,
 ) -> Agent:
     """``optimizer`` trains every group; ``options`` are of the agent."""
     policy = PolicyOptimizerOptions(**optimizer.model_dump())
-    groups = {"world_optimizer": optimizer, "actor_optimizer": policy, "critic_optimizer": policy, "horizon": 4}
+    groups = {"world_optimizer": optimizer, "horizon": 4}
+    groups |= dict.fromkeys(("actor_optimizer", "critic_optimizer", "goal_optimizer"), policy)
     spaces = (dict(observation), action)
-    return Agent(AgentOptions(**groups | options), SMALL, behavior, spaces, torch.device("cpu"), seed)
+    return Agent(AgentOptions(**groups | options), SMALL, behavior, hierarchy, spaces, torch.device("cpu"), seed)
 
 
 def shake(module: nn.Module, size: float = 0.1, seed: int = 0) -> None:
@@ -156,6 +175,42 @@ def lookup(table: Tensor) -> nn.Linear:
     network = nn.Linear(*table.shape, bias=False)
     network.weight.data = table.T.clone()
     return network
+
+
+PLAIN = BehaviorOptions()
+
+
+def make_level(
+    options: BehaviorOptions = PLAIN,
+    inputs: int = 4,
+    action: ActionSpec = CHOICE,
+    *,
+    streams: Mapping[str, Stream] = TASK,
+    units: int = 8,
+    bins: int = 255,
+) -> ActorCritic:
+    """A level of a behavior, by itself."""
+    distribution = ActionDistribution.of(action, options.unimix)
+    return ActorCritic("policy", options, inputs, distribution, streams, units=units, bins=bins)
+
+
+def flat_dream(
+    latent: Latent, action: Tensor, policy: Tensor, logprob: Tensor, continues: Tensor, reward: Tensor
+) -> Dream:
+    """A dream without a manager."""
+    none = torch.zeros(len(action), 2, 0)
+    return Dream(
+        *(latent, action, policy, logprob, continues, {"extrinsic": reward}),
+        goal=Goal(none, none),
+        choice=none[:, :1],
+        choice_logprob=torch.zeros(len(action), 1),
+        own=torch.ones(len(action), dtype=torch.bool),
+    )
+
+
+def flat_view(level: ActorCritic, dream: Dream) -> Rollout:
+    """What a level without a manager experienced."""
+    return views.worker(dream, level.streams, level.discount)
 
 
 def no_replay(inputs: int) -> ReplayValue:

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from reverie.agent import Agent
-from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.imagine import imagine
 from reverie.optim import OptimizerOptions
 from reverie.types import ActionPart, Batch, ObservationSpec, Step, StoredDataError
-from tests.core import CHOICE, IMAGE, STEER, VECTORS, close, draw, make_agent, make_batch, record, shake
+from tests.core import CHOICE, IMAGE, STEER, VECTORS, close, draw, flat_view, make_agent, make_batch, record, shake
 
 CONSTANT = OptimizerOptions(warmup=0, rate=0.003)
 PASSES = BehaviorOptions(epochs=2, minibatches=4)
@@ -50,7 +49,7 @@ def test_acting_sees_what_learning_sees(action):
         close(carry.action, torch.as_tensor(chosen))
         carries.append(carry)
     generator = torch.Generator().manual_seed(0)  # the agent's own generator starts like this
-    noise = [torch.rand(3, 4 + agent.behavior.distribution.noise, generator=generator)[:, :4] for _ in steps]
+    noise = [torch.rand(3, 4 + agent.behavior.worker.distribution.noise, generator=generator)[:, :4] for _ in steps]
     batch = Batch(
         obs={key: torch.stack([torch.as_tensor(step.obs[key]) for step in steps], 1) for key in steps[0].obs},
         action=torch.stack([carry.action for carry in carries], 1),
@@ -113,7 +112,7 @@ def test_learning_trains_everything_and_reports_fresh_latents():
         before = values(agent)
         metrics, stored = agent.learn(batch)
     still = {name for name in before if torch.equal(agent.state_dict()[name], before[name])}
-    assert not still
+    assert still == {"behavior.worker.entropy_weight", "behavior.worker.spread"}  # of other behaviors
     assert stored["deter"].shape == (3, 6, 16) and stored["stoch"].dtype == torch.uint8
     assert all(value.ndim == 0 and bool(value.isfinite()) and not value.requires_grad for value in metrics.values())
     assert {"world/recon_loss", "world/kl_loss", "policy/policy_loss", "world/grad_norm", "actor/lr"} <= metrics.keys()
@@ -165,12 +164,12 @@ def test_the_slow_critic_and_the_scale_of_returns_move_once_per_update(monkeypat
         monkeypatch.setattr(ActorCritic, name, lambda *a, m=method, n=name: (calls.append(n), m(*a))[1])
     agent = make_agent(behavior=PASSES, optimizer=CONSTANT)
     shake(agent)
-    slow = torch.cat([p.flatten() for p in agent.behavior.slow_critic.parameters()])
+    slow = torch.cat([p.flatten() for p in agent.behavior.worker.slow_critic.parameters()])
     agent.learn(make_batch(agent.world))
     assert sorted(calls) == ["follow", "judge"]
     new, now = (
         torch.cat([p.detach().flatten() for p in net.parameters()])
-        for net in (agent.behavior.critic, agent.behavior.slow_critic)
+        for net in (agent.behavior.worker.critic, agent.behavior.worker.slow_critic)
     )
     close(now, slow + 0.02 * (new - slow), atol=1e-7)
     assert agent.optimizers["critic"].count == 8 and agent.optimizers["world"].count == 1
@@ -185,7 +184,7 @@ def test_learning_continues_without_a_batch_that_is_not_finite():
     before = values(agent)
     metrics, _ = agent.learn(replace(batch, reward=reward))
     assert metrics["world/skipped"] == 1 and metrics["critic/skipped"] == 1
-    assert not any(name.startswith(("world", "behavior.critic")) for name in changed(agent, before))
+    assert not any(name.startswith(("world", "behavior.worker.critic")) for name in changed(agent, before))
     assert agent.learn(batch)[0]["world/skipped"] == 0
 
 
@@ -210,12 +209,12 @@ def test_the_world_model_learns_a_batch_that_stays_the_same():
 def test_the_behaviors_losses_train_the_behavior_and_only_replayed_values_reach_the_world():
     agent = make_agent(VECTORS | IMAGE)
     shake(agent)
-    batch, (world, level) = make_batch(agent.world), (agent.world, agent.behavior)
+    batch, (world, level) = make_batch(agent.world), (agent.world, agent.behavior.worker)
     latent, _ = world.loss(batch, torch.rand(3, 6, 4))
-    dream = imagine(world, level, agent.starts(latent), 4, agent.generators["learn"])
-    rollout = views.whole(dream, level.discount)
-    judgement, _ = level.judge(rollout)
-    replay = level.replay_value(latent.features, batch, judgement.returns)
+    dream = imagine(world, agent.behavior, agent.starts(latent), 4, agent.generators["learn"])
+    rollout = flat_view(level, dream)
+    judgement = level.judge(rollout)
+    replay = level.replay_value(latent.features, batch, judgement.returns[:, 0, 0])
     actor, critic, _ = record(level, rollout, judgement, replay)
     losses = actor.losses[0] | critic.losses[0] | {"replay_value of the world": level.replay_value_loss(replay)}
     named = {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
@@ -224,11 +223,11 @@ def test_the_behaviors_losses_train_the_behavior_and_only_replayed_values_reach_
         gradients = torch.autograd.grad(loss.mean(), list(named.values()), allow_unused=True, retain_graph=True)
         pairs = zip(named, gradients, strict=True)
         trained = [key for key, gradient in pairs if gradient is not None and gradient.any()]
-        owners[name] = {".".join(key.split(".")[:3]) for key in trained}
+        owners[name] = {".".join(key.removeprefix("behavior.").split(".")[:3]) for key in trained}
     parts = {name: {".".join(part.split(".")[:2]) for part in found} for name, found in owners.items()}
-    assert parts["policy"] == {"behavior.actor"}
-    assert parts["value"] == parts["replay_value"] == {"behavior.critic"}
-    assert parts["replay_value of the world"] == {"behavior.critic", "world.encoders", "world.rssm"}
+    assert parts["policy"] == {"worker.actor"}
+    assert parts["value"] == parts["replay_value"] == {"worker.critic"}
+    assert parts["replay_value of the world"] == {"worker.critic", "world.encoders", "world.rssm"}
     assert not any("prior" in part for part in owners["replay_value of the world"])
 
 

@@ -6,13 +6,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.actor_critic import BehaviorOptions, Stream
+from reverie.behavior.hierarchy import Flat
 from reverie.imagine import imagine, open_loop
-from reverie.nets.distributions import ActionDistribution
-from reverie.types import Dream, Latent
+from reverie.types import Dream, Latent, Rollout
 from reverie.world.model import MultimodalWorldModel
-from tests.core import CHOICE, IMAGE, VECTORS, close, make_batch, make_world, shake, uniform
+from tests.core import (
+    IMAGE,
+    VECTORS,
+    close,
+    flat_dream,
+    flat_view,
+    make_batch,
+    make_level,
+    make_world,
+    shake,
+    uniform,
+)
 
 HORIZON = 5
 
@@ -29,9 +39,9 @@ def world() -> MultimodalWorldModel:
 
 
 @pytest.fixture
-def behavior(world) -> ActorCritic:
+def behavior(world) -> Flat:
     torch.manual_seed(1)
-    return ActorCritic(BehaviorOptions(), world.sizes.features, CHOICE, units=16, bins=63)
+    return Flat(make_level(inputs=world.sizes.features, units=16, bins=63))
 
 
 @pytest.fixture
@@ -50,8 +60,10 @@ class Steps(nn.Module):
         return 1e4 * nn.functional.one_hot(features[..., 0].long() % 3, 3).float()
 
 
-class Walker:
-    distribution, actor = ActionDistribution(CHOICE, 0.0), Steps()
+def walker() -> Flat:
+    level = make_level(BehaviorOptions(unimix=0.0))
+    level.actor = Steps()  # type: ignore[assignment]
+    return Flat(level)
 
 
 def test_points_edges_and_rewards_of_a_dream_are_aligned(world, monkeypatch):
@@ -62,7 +74,7 @@ def test_points_edges_and_rewards_of_a_dream_are_aligned(world, monkeypatch):
     monkeypatch.setattr(world, "reward", lambda features: features[..., 0])
     monkeypatch.setattr(world, "continues", lambda features: features[..., 0])
     start = world.initial(2)
-    dream = imagine(world, Walker(), start, HORIZON, seeded())
+    dream = imagine(world, walker(), start, HORIZON, seeded())
     assert dream.latent.features[0, :, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert dream.action.argmax(-1)[1].tolist() == [0, 1, 2, 0, 1]
     assert dream.reward["extrinsic"][0].tolist() == [1, 2, 3, 4, 5]
@@ -84,8 +96,8 @@ def test_every_imagined_latent_comes_from_the_prior_of_its_own_state(world, beha
 def test_a_dream_keeps_the_policy_and_the_judgement_of_each_point(world, behavior, start):
     dream = imagine(world, behavior, start, HORIZON, seeded())
     features = dream.latent.features
-    close(dream.policy, behavior.policy(features[:, :-1]))
-    close(dream.logprob, behavior.distribution.logprob(dream.policy, dream.action))
+    close(dream.policy, behavior.worker.policy(features[:, :-1]))
+    close(dream.logprob, behavior.worker.distribution.logprob(dream.policy, dream.action))
     close(dream.reward["extrinsic"], world.reward(features[:, 1:]))
     close(dream.continues, world.continues(features))
     assert dream.reward["extrinsic"].unique().numel() > 50
@@ -110,32 +122,39 @@ def dream_of(continues: list[float]) -> Dream:
     latent = Latent(torch.arange(float(count))[None, :, None], torch.zeros(1, count, 1, 1), torch.zeros(1, count, 1, 1))
     edges = torch.arange(count - 1.0)[None]
     choice = torch.zeros(1, count - 1, 3)
-    return Dream(latent, choice, choice, edges, torch.tensor([continues]), {"extrinsic": edges})
+    return flat_dream(latent, choice, choice, edges, torch.tensor([continues]), edges)
+
+
+def view_of(continues: list[float], discount: float) -> Rollout:
+    horizon = 1 / (1 - discount)
+    streams = {"extrinsic": Stream(1.0, horizon)}
+    return flat_view(make_level(BehaviorOptions(horizon=horizon), streams=streams), dream_of(continues))
 
 
 def test_the_weight_of_an_edge_includes_the_start_and_not_where_it_leads():
-    rollout = views.whole(dream_of([1.0, 1.0, 0.5, 1.0, 0.3]), 0.9)
+    rollout = view_of([1.0, 1.0, 0.5, 1.0, 0.3], 0.9)
     close(rollout.weight[0], 0.9 * torch.tensor([1.0, 0.9, 0.405, 0.3645]))
-    close(rollout.discount[0], [0.9, 0.45, 0.9, 0.27])
+    close(rollout.discount[0, :, 0], [0.9, 0.45, 0.9, 0.27])
 
 
 def test_the_published_weights_are_the_product_of_the_continue_heads_outputs():
     discount, heads = 1 - 1 / 333, torch.tensor([0.997, 0.997, 0.5, 0.0, 1.0])
-    rollout = views.whole(dream_of((heads / discount).tolist()), discount)
+    rollout = view_of((heads / discount).tolist(), discount)
     close(rollout.weight[0], [0.997, 0.994009, 0.4970045, 0])
-    close(rollout.discount[0], heads[1:])
+    close(rollout.discount[0, :, 0], heads[1:])
 
 
 def test_no_step_counts_more_than_certain():
-    rollout = views.whole(dream_of([1.003, 1.003, 1.003]), 0.999)
-    assert rollout.discount.tolist() == [[1.0, 1.0]] and rollout.weight.tolist() == [[1.0, 1.0]]
+    rollout = view_of([1.003, 1.003, 1.003], 0.999)
+    assert rollout.discount.tolist() == [[[1.0], [1.0]]] and rollout.weight.tolist() == [[1.0, 1.0]]
 
 
 def test_the_view_hands_every_point_and_every_edge_on():
     dream = dream_of([1.0, 0.9, 0.8])
-    rollout = views.whole(dream, 0.9)
-    assert rollout.inputs[0, :, 0].tolist() == [0, 1, 2]
-    assert rollout.reward is dream.reward["extrinsic"] and rollout.logprob is dream.logprob
+    rollout = flat_view(make_level(), dream)
+    assert rollout.inputs[0, :, 0].tolist() == [0, 1, 2] and rollout.after[0, 0] == 2
+    assert torch.equal(rollout.reward[..., 0], dream.reward["extrinsic"])
+    assert torch.equal(rollout.logprob, dream.logprob)
 
 
 # --- open loop ---

@@ -1,7 +1,9 @@
-"""One level of the behavior: a policy, a two-hot critic with its slow copy, and the scale of its returns."""
+"""One level of the behavior: a policy, a two-hot critic per reward stream with its slow copy, and scales of returns."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -10,10 +12,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from reverie.functional import lambda_return, replay_return, two_hot_bins, two_hot_logit, two_hot_mean
+from reverie.functional import lambda_return, replay_return, steer, two_hot_bins, two_hot_logit, two_hot_mean
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
-from reverie.types import ActionSpec, Batch, Metrics, Options, Rollout
+from reverie.types import Batch, Metrics, Options, Rollout
 
 
 class BehaviorOptions(Options):
@@ -37,8 +39,12 @@ class BehaviorOptions(Options):
     """PPO clips the probability ratio to 1 -+ clip."""
     target_kl: float = Field(default=0.02, gt=0)
     """The actor stops learning from a dream once the mean exact KL of a minibatch exceeds 1.5 times this."""
+    entropy_target: float | None = Field(default=None, gt=0, lt=1)
+    """Where given, the weight of the entropy is steered until the entropy is this share of its maximum."""
     return_rate: float = Field(default=0.01, gt=0, le=1)
     """Rate at which the 5 % and 95 % percentiles of returns are averaged."""
+    return_floor: float | None = Field(default=None, gt=0)
+    """Least spread that advantages are divided by; left out, 1 with one reward stream and 0.05 with several."""
     slow_rate: float = Field(default=0.02, gt=0, le=1)
     """Rate at which the slow critic follows the critic."""
     slow_scale: float = Field(default=1.0, ge=0)
@@ -50,18 +56,33 @@ class BehaviorOptions(Options):
 
 
 @dataclass(frozen=True)
+class Stream:
+    """One kind of reward: how much it counts, and over how many steps it is discounted."""
+
+    weight: float
+    horizon: float
+    split: bool = False
+    """Whether credit ends where a goal does: the goal's value goes on, whatever the manager wants next."""
+
+    @property
+    def discount(self) -> float:
+        return 1.0 - 1.0 / self.horizon
+
+
+@dataclass(frozen=True)
 class Judgement:
     """What a rollout is worth, fixed before anybody learns from it."""
 
-    returns: Float[Tensor, "R L"]
+    returns: Float[Tensor, "R L Q"]
     advantage: Float[Tensor, "R L"]
-    """Already divided by the scale of returns."""
-    slow_value: Float[Tensor, "R L"]
+    """Of all streams together, already scaled."""
+    slow_value: Float[Tensor, "R L Q"]
+    metrics: Metrics
 
 
 @dataclass(frozen=True)
 class ReplayValue:
-    """Targets for the critic on replayed steps. ``inputs`` carry the world model's gradient."""
+    """Targets for the critic of the first stream on replayed steps. ``inputs`` carry the world model's gradient."""
 
     inputs: Float[Tensor, "*batch I"]
     target: Float[Tensor, "*batch"]
@@ -75,96 +96,171 @@ class ReplayValue:
 
 
 class ActorCritic(nn.Module):
-    """``inputs`` [..., I] are latent features; ``policy`` gives distribution parameters, ``value`` expected returns."""
+    """``inputs`` [..., I] are latent features, and for a worker its goal.
+
+    ``policy`` gives distribution parameters, ``value`` the expected return of every stream. The first stream is the
+    environment's reward wherever there is one.
+    """
 
     return_low: Tensor
     return_high: Tensor
+    spread: Tensor
+    entropy_weight: Tensor
     bins: Tensor
 
-    def __init__(self, options: BehaviorOptions, inputs: int, action: ActionSpec, units: int, bins: int):
+    def __init__(
+        self,
+        name: str,
+        options: BehaviorOptions,
+        inputs: int,
+        distribution: ActionDistribution,
+        streams: Mapping[str, Stream],
+        *,
+        units: int,
+        bins: int,
+        group: str = "",
+    ):
+        """``name`` begins the names of metrics, ``group`` those of the optimizers."""
         super().__init__()
-        self.options, self.discount = options, 1.0 - 1.0 / options.horizon
-        self.distribution = ActionDistribution(action, options.unimix)
-        self.actor = MLP(inputs, units, options.layers, self.distribution.parameters, scale=0.01)
-        self.critic = MLP(inputs, units, options.layers, bins, scale=0.0)
+        self.group = group
+        self.name, self.options, self.streams, self.distribution = name, options, dict(streams), distribution
+        self.discount, count = 1.0 - 1.0 / options.horizon, len(streams)
+        self.actor = MLP(inputs, units, options.layers, distribution.parameters, scale=0.01)
+        self.critic = MLP(inputs, units, options.layers, count * bins, scale=0.0)
         self.slow_critic = deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
-        self.register_buffer("return_low", torch.zeros(()))
-        self.register_buffer("return_high", torch.zeros(()))
+        self.floor = options.return_floor or (1.0 if count == 1 else 0.05)
+        # As published, the scale of a single stream starts at zero; those of several start with the first batch.
+        start = 0.0 if count == 1 else math.nan
+        self.register_buffer("return_low", torch.full((count,), start))
+        self.register_buffer("return_high", torch.full((count,), start))
+        self.register_buffer("spread", torch.full((), 1.0 if count == 1 else math.nan))
+        self.register_buffer("entropy_weight", torch.tensor(options.entropy))
 
     def policy(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch P"]:
         """Parameters of `distribution`."""
         return self.actor(inputs)
 
-    def value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch"]:
+    def value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The return expected after each point."""
-        return two_hot_mean(self.critic(inputs), self.bins)
+        return two_hot_mean(self._logits(self.critic, inputs), self.bins)
 
-    def slow_value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch"]:
+    def slow_value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The slow critic's opinion."""
-        return two_hot_mean(self.slow_critic(inputs), self.bins)
+        return two_hot_mean(self._logits(self.slow_critic, inputs), self.bins)
+
+    def _logits(self, critic: nn.Module, inputs: Tensor) -> Float[Tensor, "*batch Q bins"]:
+        return critic(inputs).unflatten(-1, (len(self.streams), len(self.bins)))
 
     def value_loss(
         self,
         inputs: Float[Tensor, "*batch I"],
-        target: Float[Tensor, "*batch"],
-        slow_value: Float[Tensor, "*batch"],
-    ) -> Float[Tensor, "*batch"]:
+        target: Float[Tensor, "*batch Q"],
+        slow_value: Float[Tensor, "*batch Q"],
+    ) -> Float[Tensor, "*batch Q"]:
         """Cross-entropy towards the return, plus a pull towards the slow critic."""
-        logits, pull = self.critic(inputs), self.options.slow_scale
+        logits, pull = self._logits(self.critic, inputs), self.options.slow_scale
         # Two cross-entropies of the same logits share one normaliser.
         picked = two_hot_logit(logits, target, self.bins) + pull * two_hot_logit(logits, slow_value, self.bins)
         return (1.0 + pull) * torch.logsumexp(logits, -1) - picked
 
     @torch.no_grad()
-    def judge(self, rollout: Rollout) -> tuple[Judgement, Metrics]:
-        """Lambda-returns, and advantages over the spread of recent returns (DreamerV3, eq. 7). Updates that spread."""
-        value = self.value(rollout.inputs)
-        returns = lambda_return(rollout.reward, rollout.discount, value, self.options.mix)
-        low, high = torch.quantile(returns.flatten(), torch.tensor([0.05, 0.95], device=returns.device))
-        self.return_low.lerp_(low, self.options.return_rate)
-        self.return_high.lerp_(high, self.options.return_rate)
-        scale = (self.return_high - self.return_low).clamp(min=1.0)
-        advantage = (returns - value[:, :-1]) / scale
-        unexplained = (returns - value[:, :-1]).var() / returns.var().clamp(min=1e-8)
-        metrics = {
-            "policy/return": returns.mean(),
-            "policy/value": value.mean(),
-            "policy/return_scale": scale,
-            "policy/advantage_std": advantage.std(),
-            "policy/explained_variance": 1.0 - unexplained,
-            "policy/dream_reward": rollout.reward.mean(),
-        }
-        return Judgement(returns, advantage, self.slow_value(rollout.inputs[:, :-1])), metrics
+    def judge(self, rollout: Rollout) -> Judgement:
+        """Lambda-returns of every stream, and one advantage. Updates the scales.
 
-    def replay_value(
-        self, features: Float[Tensor, "B T F"], batch: Batch, returns: Float[Tensor, "R L"]
-    ) -> ReplayValue:
-        """Targets on the last K replayed steps of each sequence, K = R / B, the rows from which dreams started.
-
-        The imagined return of each row bootstraps the replayed one; the step before an episode's seam has weight 0.
+        Advantages of a stream count by its weight, over the spread of its recent returns (DreamerV3, eq. 7). Where
+        there are several, the sum is brought to unit deviation on average (Hafner et al. 2022).
         """
-        last_rows = slice(-(returns.shape[0] // batch.reward.shape[0]), None)
+        value = self.value(rollout.inputs)
+        returns, rate = self._returns(rollout, value), self.options.return_rate
+        error = returns - value[:, :-1]
+        scale = self._scale(returns)
+        advantage = (error / scale * torch.tensor([entry.weight for entry in self.streams.values()]).to(scale)).sum(-1)
+        if len(self.streams) > 1:
+            average(self.spread, advantage.std(), rate)
+            advantage = advantage / self.spread.clamp(min=1e-8)
+        explained = 1.0 - error.flatten(0, 1).var(0) / returns.flatten(0, 1).var(0).clamp(min=1e-8)
+        metrics = {"advantage_std": advantage.std()}
+        for i, name in enumerate(self.streams):
+            suffix = "" if name == TASK else f"_{name}"
+            metrics |= {
+                f"return{suffix}": returns[..., i].mean(),
+                f"value{suffix}": value[..., i].mean(),
+                f"return_scale{suffix}": scale[i],
+                f"explained_variance{suffix}": explained[i],
+                f"dream_reward{suffix}": rollout.reward[..., i].mean(),
+            }
+        metrics = {f"{self.name}/{name}": value for name, value in metrics.items()}
+        return Judgement(returns, advantage, self.slow_value(rollout.inputs[:, :-1]), metrics)
+
+    def _returns(self, rollout: Rollout, value: Float[Tensor, "R points Q"]) -> Float[Tensor, "R L Q"]:
+        """A stream that is split ends with its rollout, any other goes through all pieces of a dream."""
+        dreams, mix, joined, found = len(rollout.after), self.options.mix, value, []
+        if dreams < len(value):
+            points = value[:, :-1].reshape(dreams, -1, value.shape[-1])
+            joined = torch.cat([points, self.value(rollout.after)[:, None]], 1)
+        for i, stream in enumerate(self.streams.values()):
+            reward, discount, values = rollout.reward[..., i], rollout.discount[..., i], value[..., i]
+            if not stream.split:
+                reward, discount, values = reward.reshape(dreams, -1), discount.reshape(dreams, -1), joined[..., i]
+            found.append(lambda_return(reward, discount, values, mix).view(rollout.weight.shape))
+        return torch.stack(found, -1)
+
+    def _scale(self, returns: Float[Tensor, "R L Q"]) -> Float[Tensor, "Q"]:
+        """Follows the spread of returns."""
+        shares = torch.tensor([0.05, 0.95], device=returns.device)
+        low, high = torch.quantile(returns.flatten(0, 1), shares, 0)
+        average(self.return_low, low, self.options.return_rate)
+        average(self.return_high, high, self.options.return_rate)
+        return (self.return_high - self.return_low).clamp(min=self.floor)
+
+    def replay_value(self, features: Float[Tensor, "B T F"], batch: Batch, returns: Float[Tensor, "N"]) -> ReplayValue:
+        """Targets on the last N / B replayed steps of each sequence, the rows from which dreams started.
+
+        ``returns``, what was imagined from each row, bootstrap the replayed ones; the step before an episode's seam has
+        weight 0.
+        """
+        last_rows = slice(-(len(returns) // len(batch.reward)), None)
         inputs = features[:, last_rows]
         last: Bool[Tensor, "B K"] = batch.last[:, last_rows]
         target = replay_return(
             batch.reward[:, last_rows],
             batch.terminal[:, last_rows],
             last,
-            returns[:, 0].unflatten(0, inputs.shape[:2]),
+            returns.unflatten(0, inputs.shape[:2]),
             self.discount,
             self.options.mix,
         )
         with torch.no_grad():
-            slow_value = self.slow_value(inputs[:, :-1])
+            slow_value = self.slow_value(inputs[:, :-1])[..., 0]
         return ReplayValue(inputs[:, :-1], target, slow_value, (~last[:, :-1]).float())
 
     def replay_value_loss(self, replay: ReplayValue) -> Float[Tensor, "*batch"]:
         """One number per replayed step."""
-        return replay.weight * self.value_loss(replay.inputs, replay.target, replay.slow_value)
+        target, slow = (
+            field[..., None].expand(*field.shape, len(self.streams)) for field in (replay.target, replay.slow_value)
+        )
+        return replay.weight * self.value_loss(replay.inputs, target, slow)[..., 0]
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """Moves the slow critic towards the critic; once per learning step."""
+    def follow(self, rollout: Rollout) -> Metrics:
+        """Moves the slow critic towards the critic, and steers the entropy; once per learning step."""
         for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(fast, self.options.slow_rate)
+        if self.options.entropy_target is None:
+            return {}
+        share = self.distribution.entropy(rollout.policy).mean() / self.distribution.most_entropy
+        self.entropy_weight.copy_(steer(self.entropy_weight, self.options.entropy_target / share, *ENTROPY_WEIGHT))
+        return {f"{self.name}/entropy_share": share, f"{self.name}/entropy_weight": self.entropy_weight.clone()}
+
+
+TASK = "extrinsic"
+"""The stream of the environment's own reward."""
+
+ENTROPY_WEIGHT = 1e-5, 1e2
+"""Bounds on a weight that is steered."""
+
+
+def average(mean: Tensor, value: Tensor, rate: float) -> None:
+    """Moves a running mean, in place; one that is not a number yet becomes the value."""
+    mean.copy_(torch.where(mean.isnan(), value, torch.lerp(mean, value, rate)))

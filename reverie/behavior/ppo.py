@@ -42,56 +42,73 @@ def improve(
     level: ActorCritic,
     rollout: Rollout,
     judgement: Judgement,
-    replay: ReplayValue,
+    replay: ReplayValue | None,
     optimizers: Mapping[str, Optimizer],
     generator: torch.Generator,
+    ready: bool | Tensor = True,
 ) -> Metrics:
     """Improves actor and critic from one rollout. ``optimizers`` has ``actor`` and ``critic``.
 
     The actor stops for this rollout once the exact KL of a minibatch exceeds 1.5 times its target; the critic always
-    finishes. Returns the mean of every metric over all minibatches.
+    finishes. Nothing moves unless ``ready``. Returns the mean of every metric over all minibatches.
     """
     options, distribution = level.options, level.distribution
     inputs, action = rollout.inputs[:, :-1].flatten(0, 1), rollout.action.flatten(0, 1)
     old_policy, old_logprob = rollout.policy.flatten(0, 1), rollout.logprob.flatten()
     weight, advantage = rollout.weight.flatten(), judgement.advantage.flatten()
-    returns, slow_value = judgement.returns.flatten(), judgement.slow_value.flatten()
+    returns, slow_value = judgement.returns.flatten(0, 1), judgement.slow_value.flatten(0, 1)
 
-    going, history = torch.ones((), dtype=torch.bool, device=weight.device), []
+    ready = torch.as_tensor(ready, device=weight.device)
+    going, history = ready, []
     for _ in range(options.epochs):
-        for index, replay_index in pieces((len(weight), replay.weight.numel()), options.minibatches, generator):
+        counts = len(weight), 0 if replay is None else replay.weight.numel()
+        for index, replay_index in pieces(counts, options.minibatches, generator):
             seen = inputs[index]
             policy = level.policy(seen)
             logprob = distribution.logprob(policy, action[index])
             entropy = distribution.entropy(policy)
             gain = surrogate(logprob, old_logprob[index], advantage[index], options.clip)
-            policy_loss = -weight[index] * (gain + options.entropy * entropy)
+            policy_loss = -weight[index] * (gain + level.entropy_weight * entropy)
             with torch.no_grad():
                 kl = distribution.divergence(old_policy[index], policy).mean()
                 ratio = torch.exp(logprob - old_logprob[index])
                 going = going & (kl <= 1.5 * options.target_kl)
-            # One pass of the critic over imagined and replayed steps.
-            real = replay.pick(replay_index)
-            judged = level.value_loss(
-                torch.cat([seen, real.inputs]),
-                torch.cat([returns[index], real.target]),
-                torch.cat([slow_value[index], real.slow_value]),
-            )
-            on_dream, on_replay = judged.split([len(policy), len(real.weight)])
-            value_loss, replay_loss = weight[index] * on_dream, real.weight * on_replay
+            value_losses = _value_losses(level, seen, returns[index], slow_value[index], replay, replay_index)
+            value_losses["value"] = weight[index] * value_losses["value"]
 
             history.append(
                 {
-                    "policy/policy_loss": policy_loss.detach().mean(),
-                    "policy/value_loss": value_loss.detach().mean(),
-                    "policy/entropy": entropy.detach().mean(),
-                    "policy/kl": kl,
-                    "policy/kl_stopped": (~going).float(),
-                    "policy/clip_fraction": ((ratio - 1.0).abs() > options.clip).float().mean(),
-                    "policy/ratio_error": (ratio - 1.0).abs().max(),
+                    f"{level.name}/policy_loss": policy_loss.detach().mean(),
+                    f"{level.name}/value_loss": value_losses["value"].detach().mean(),
+                    f"{level.name}/entropy": entropy.detach().mean(),
+                    f"{level.name}/kl": kl,
+                    f"{level.name}/kl_stopped": (ready & ~going).float(),
+                    f"{level.name}/clip_fraction": ((ratio - 1.0).abs() > options.clip).float().mean(),
+                    f"{level.name}/ratio_error": (ratio - 1.0).abs().max(),
                 }
                 | optimizers["actor"].step({"policy": policy_loss}, when=going)
-                | optimizers["critic"].step({"value": value_loss, "replay_value": replay_loss})
+                | optimizers["critic"].step(value_losses, when=ready)
             )
     metrics = {name: torch.stack([entry[name] for entry in history]).mean() for name in history[0]}
-    return metrics | {"policy/ratio_first": history[0]["policy/ratio_error"]}
+    return metrics | {f"{level.name}/ratio_first": history[0][f"{level.name}/ratio_error"]}
+
+
+def _value_losses(
+    level: ActorCritic,
+    seen: Float[Tensor, "n I"],
+    returns: Float[Tensor, "n Q"],
+    slow_value: Float[Tensor, "n Q"],
+    replay: ReplayValue | None,
+    replay_index: Tensor | slice,
+) -> dict[str, Tensor]:
+    """The critic's losses, one number per edge and per replayed step, in one pass over both."""
+    if replay is None:
+        return {"value": level.value_loss(seen, returns, slow_value).sum(-1)}
+    real, streams = replay.pick(replay_index), returns.shape[-1]
+    # Replayed steps know the first stream alone; what the others' heads say about them does not count.
+    target, slow = (field[:, None].expand(-1, streams) for field in (real.target, real.slow_value))
+    judged = level.value_loss(
+        torch.cat([seen, real.inputs]), torch.cat([returns, target]), torch.cat([slow_value, slow])
+    )
+    on_dream, on_replay = judged.split([len(seen), len(real.weight)])
+    return {"value": on_dream.sum(-1), "replay_value": real.weight * on_replay[:, 0]}

@@ -1,25 +1,105 @@
-"""What each level of the behavior sees of a dream: pure functions from `Dream` to `Rollout`."""
+"""What each level of the behavior sees of a dream: pure functions from `Dream` to `Rollout`.
+
+As published, an edge weighs as much as it is likely and undiscounted to be reached, the start's own continuation
+included: ``weight_t = prod_{k<=t} discount * continue_k``. All levels share this one weight; it is never restarted
+where a goal changes, so that nobody learns from what follows an imagined death.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Mapping
 
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.behavior.actor_critic import Stream
 from reverie.types import Dream, Rollout
 
 
-def whole(dream: Dream, discount: float) -> Rollout:
-    """The flat view: every edge of the dream, one decision each.
+def onward(dream: Dream, discount: float) -> Float[Tensor, "N points"]:
+    """The discount times the probability to go on, at every point."""
+    return (discount * dream.continues).clamp(max=1.0)
 
-    As published, an edge weighs as much as it is likely and undiscounted to be reached, the start's own continuation
-    included: ``weight_t = prod_{k<=t} discount * continue_k``.
+
+def reached(dream: Dream, discount: float) -> Float[Tensor, "N H"]:
+    """The weight of every edge."""
+    return torch.cumprod(onward(dream, discount), 1)[:, :-1]
+
+
+def worker(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Rollout:
+    """The level that acts: one decision per edge, one rollout per goal. ``discount`` is that of the weights.
+
+    Each rollout sees its own goal at every point, the last included, where the next goal is already in force. Without a
+    manager the only rollout is the whole dream.
     """
-    onward = (discount * dream.continues).clamp(max=1.0)
+    features, pieces = dream.latent.features, dream.goal.target.shape[1] - 1
+    length = dream.action.shape[1] // pieces
+
+    def cut(edges: Tensor) -> Tensor:
+        return edges.unflatten(1, (pieces, length)).flatten(0, 1)
+
+    # Points 0..K of each piece: [N, F, M, K+1] -> [N M, K+1, F].
+    points = features.unfold(1, length + 1, length).movedim(2, -1).flatten(0, 1) if pieces > 1 else features
+    target = dream.goal.target[:, :-1].flatten(0, 1)[:, None].expand(-1, length + 1, -1)
+    edges = [cut(onward(dream, stream.discount)[:, 1:]) for stream in streams.values()]
     return Rollout(
-        action=dream.action,
-        inputs=dream.latent.features,
-        policy=dream.policy,
-        logprob=dream.logprob,
-        reward=dream.reward["extrinsic"],
-        discount=onward[:, 1:],
-        weight=torch.cumprod(onward, 1)[:, :-1],
+        action=cut(dream.action),
+        inputs=torch.cat([points, target], -1) if target.shape[-1] else points,
+        policy=cut(dream.policy),
+        logprob=cut(dream.logprob),
+        reward=torch.stack([cut(dream.reward[name]) for name in streams], -1),
+        discount=torch.stack(edges, -1),
+        weight=cut(reached(dream, discount)),
+        after=torch.cat([features[:, -1], dream.goal.target[:, -1]], -1),
     )
+
+
+def manager(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Rollout:
+    """The level that sets goals: one decision per K steps, with the exact credit of a semi-Markov process.
+
+    ``R_i = sum_j (prod_{l<=j} discount * continue_{iK+l}) r_{iK+j}``, and the discount of the whole edge is that of its
+    K steps together. Dreams whose goals were given do not count.
+    """
+    features, count = dream.latent.features, dream.choice.shape[1]
+    length = dream.action.shape[1] // count
+    rewards, discounts = [], []
+    for name, stream in streams.items():
+        steps = onward(dream, stream.discount)[:, 1:].unflatten(1, (count, length))
+        before = torch.cat([torch.ones_like(steps[..., :1]), steps[..., :-1].cumprod(-1)], -1)
+        rewards.append((before * dream.reward[name].unflatten(1, (count, length))).sum(-1))
+        discounts.append(steps.prod(-1))
+    return _decisions(dream, features, torch.stack(rewards, -1), torch.stack(discounts, -1), discount)
+
+
+def director(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Rollout:
+    """The manager of Director (Hafner et al. 2022): the mean reward of each goal's steps, discounted per goal."""
+    features, count = dream.latent.features, dream.choice.shape[1]
+    length = dream.action.shape[1] // count
+    alive = dream.continues[:, :-1].unflatten(1, (count, length)).cumprod(-1)
+    through = dream.continues[:, 1:].unflatten(1, (count, length)).prod(-1).clamp(max=1.0)
+    rewards = [(alive * dream.reward[name].unflatten(1, (count, length))).mean(-1) for name in streams]
+    discounts = [DIRECTOR_DISCOUNT * through for _ in streams]
+    return _decisions(dream, features, torch.stack(rewards, -1), torch.stack(discounts, -1), discount)
+
+
+DIRECTOR_DISCOUNT = 0.99
+"""Per goal."""
+
+
+def _decisions(dream: Dream, features: Tensor, reward: Tensor, discounts: Tensor, discount: float) -> Rollout:
+    code, length = dream.goal.code[:, :-1], dream.action.shape[1] // dream.choice.shape[1]
+    return Rollout(
+        action=code,
+        inputs=features[:, ::length],
+        policy=dream.choice,
+        logprob=dream.choice_logprob,
+        reward=reward,
+        discount=discounts,
+        weight=reached(dream, discount)[:, ::length] * dream.own[:, None],
+        after=features[:, -1],
+    )
+
+
+TIMES = {"smdp": manager, "director": director}
+"""How a manager counts time."""

@@ -231,11 +231,12 @@ static void norm_rows(const float *x, const float *scale, float *y, int rows, in
 }
 
 // Policy and prior by turns for `steps` steps. deter, stoch and logits are [N, steps + 1, ...] and hold the start at
-// 0; noise [steps, N, Z] and chance [steps, N, S] come in, policy [N, steps, P] and action [N, steps, A] go out.
+// 0; target [N, G], which the policy sees beside the state, noise [steps, N, Z] and chance [steps, N, S] come in,
+// policy [N, steps, P] and action [N, steps, A] go out.
 void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer *from_action, const float *mix_action,
-           const float *mix_bias, const Part *parts, int part_count, const float *noise, int Z, const float *chance,
-           float *deter, float *stoch, float *logits, float *policy, float *action) {
-    size_t T = s.steps, D = s.deter, h = s.hidden, S = s.stoch, SC = wide(s), F = D + SC, n = s.block;
+           const float *mix_bias, const Part *parts, int part_count, const float *target, int G, const float *noise,
+           int Z, const float *chance, float *deter, float *stoch, float *logits, float *policy, float *action) {
+    size_t T = s.steps, D = s.deter, h = s.hidden, S = s.stoch, SC = wide(s), F = D + SC + G, n = s.block;
     size_t P = actor[depth - 1].outputs, A = from_action->inputs, U = widest(actor, depth);
     Packed packed = pack_forward(w, s);
     float *packed_actor[depth], *packed_action = pack(from_action->weight, 1, A, A, h);
@@ -256,7 +257,10 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
         Layer layers[depth];
         memcpy(layers, actor, sizeof(layers));
         layers[depth - 1].before = params;
-        for (int r = 0; r < rows; r++) classes_of(stoch + (begin + r) * (T + 1) * SC, index + r * S, s);
+        for (int r = 0; r < rows; r++) {
+            classes_of(stoch + (begin + r) * (T + 1) * SC, index + r * S, s);
+            memcpy(features + r * F + D + SC, target + (size_t)(begin + r) * G, sizeof(float) * G);
+        }
         for (size_t t = 0; t < T; t++) {
             for (int r = 0; r < rows; r++) {
                 size_t point = (begin + r) * (T + 1) + t;

@@ -8,6 +8,7 @@ inverse of the cumulative distribution.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -25,6 +26,8 @@ class Distribution(Protocol):
     parameters: int
     noise: int
     size: int
+    most_entropy: float
+    """No parameters have more."""
 
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor: ...
 
@@ -36,26 +39,30 @@ class Distribution(Protocol):
 
 
 class OneHot:
-    """A choice among ``size`` classes, mixed with ``unimix`` of the uniform distribution."""
+    """``groups`` independent choices among ``classes``, each mixed with ``unimix`` of the uniform distribution."""
 
-    noise = 1
+    def __init__(self, classes: int, unimix: float, groups: int = 1):
+        self.classes, self.unimix, self.noise = classes, unimix, groups
+        self.parameters = self.size = groups * classes
+        self.most_entropy = groups * math.log(classes)
 
-    def __init__(self, size: int, unimix: float):
-        self.parameters = self.size = size
-        self.unimix = unimix
+    def split(self, params: Tensor) -> Tensor:
+        """[..., groups * classes] as [..., groups, classes]."""
+        return params.unflatten(-1, (self.noise, self.classes))
 
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
-        return sample_one_hot(mixed_probs(params, self.unimix), uniform.squeeze(-1))
+        return sample_one_hot(mixed_probs(self.split(params), self.unimix), uniform).flatten(-2)
 
     def logprob(self, params: Tensor, action: Tensor) -> Tensor:
-        return (mixed_log_probs(params, self.unimix) * action).sum(-1)
+        return (mixed_log_probs(self.split(params), self.unimix).flatten(-2) * action).sum(-1)
 
     def entropy(self, params: Tensor) -> Tensor:
-        log_p = mixed_log_probs(params, self.unimix)
-        return -(log_p.exp() * log_p).sum(-1)
+        log_p = mixed_log_probs(self.split(params), self.unimix)
+        return -(log_p.exp() * log_p).sum((-2, -1))
 
     def divergence(self, old: Tensor, new: Tensor) -> Tensor:
-        return categorical_kl(mixed_log_probs(old, self.unimix), mixed_log_probs(new, self.unimix))
+        mixed = (mixed_log_probs(self.split(params), self.unimix) for params in (old, new))
+        return categorical_kl(*mixed).sum(-1)
 
 
 class BoundedNormal:
@@ -68,6 +75,7 @@ class BoundedNormal:
         self.size = self.noise = size
         self.parameters = 2 * size
         self.low, self.high = low, high
+        self.most_entropy = size * (math.log(high) + 0.5 * math.log(2 * math.pi * math.e))
 
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation, each [..., size]."""
@@ -99,14 +107,18 @@ def normal(uniform: Tensor) -> Tensor:
 class ActionDistribution:
     """The joint distribution of all parts of an action: parts are independent, so their numbers add up."""
 
-    def __init__(self, action: ActionSpec, unimix: float):
-        self.parts: list[Distribution] = [
-            OneHot(part.size, unimix) if part.discrete else BoundedNormal(part.size) for part in action
-        ]
+    def __init__(self, parts: Sequence[Distribution]):
+        self.parts = list(parts)
         self._params = [part.parameters for part in self.parts]
         self._noise = [part.noise for part in self.parts]
         self._sizes = [part.size for part in self.parts]
         self.parameters, self.noise = sum(self._params), sum(self._noise)
+        self.size, self.most_entropy = sum(self._sizes), sum(part.most_entropy for part in parts)
+
+    @classmethod
+    def of(cls, action: ActionSpec, unimix: float) -> ActionDistribution:
+        """One-hots and bounded normals, as the environment's action has it."""
+        return cls([OneHot(part.size, unimix) if part.discrete else BoundedNormal(part.size) for part in action])
 
     def sample(
         self, params: Float[Tensor, "*batch P"], uniform: Float[Tensor, "*batch Z"]
@@ -122,7 +134,9 @@ class ActionDistribution:
     @property
     def standard(self) -> bool:
         """Whether all parts are distributions that the native kernels know."""
-        return all(isinstance(part, OneHot | BoundedNormal) for part in self.parts)
+        return all(
+            isinstance(part, BoundedNormal) or (isinstance(part, OneHot) and part.noise == 1) for part in self.parts
+        )
 
     def noise_of(self, uniform: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
         """The numbers that decide a sample: uniform for choices, standard normal for continuous parts."""

@@ -12,7 +12,7 @@ import torch
 from reverie.agent import Agent
 from reverie.env import VectorEnv
 from reverie.replay import SequenceReplayBuffer
-from reverie.types import Carry, Latent
+from reverie.types import Carry, Goal, Latent
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Collector:
             "envs": self.envs.state_dict(),
             "latent": [latent.deter, latent.stoch, latent.logits],
             "action": self.carry.action,
+            "goal": list(self.carry.goal.fields),
+            "age": self.carry.age,
             "total": torch.from_numpy(self.scores.total),
             "length": torch.from_numpy(self.scores.length),
         }
@@ -75,6 +77,7 @@ class Collector:
         """Goes on where `state_dict` was made; open episodes are replayed from their seeds. Call it before `step`."""
         self.envs.load_state_dict(state["envs"])
         device = self.agent.device
-        self.carry = Carry(Latent(*(field.to(device) for field in state["latent"])), state["action"].to(device))
+        latent, goal = (tuple(field.to(device) for field in state[name]) for name in ("latent", "goal"))
+        self.carry = Carry(Latent(*latent), state["action"].to(device), Goal(*goal), state["age"].to(device))
         self.action = state["action"].cpu().numpy()
         self.scores.total, self.scores.length = state["total"].numpy().copy(), state["length"].numpy().copy()

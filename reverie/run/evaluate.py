@@ -116,6 +116,6 @@ def restore_agent(path: Path, device: str, env: str | None = None) -> tuple[Agen
     example = make(config.env)
     spaces = example.observation, example.action
     example.close()
-    agent = Agent(config.agent, config.world, config.behavior, spaces, chosen)
+    agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, chosen)
     agent.restore_model(state)
     return agent, config

@@ -68,7 +68,7 @@ class DreamerV3Trainer:
         self.envs = make_vector(config.env, run.seed)
         resources.callback(self.envs.close)
         spaces = self.envs.observation, self.envs.action
-        self.agent = Agent(config.agent, config.world, config.behavior, spaces, device, run.seed)
+        self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
         resources.callback(self.replay.close)

@@ -145,10 +145,14 @@ class RSSM(nn.Module):
         actor: MLP,
         distribution: ActionDistribution,
         start: Latent,
+        target: Float[Tensor, "N W"],
         choice: Float[Tensor, "H N Z"],
         chance: Float[Tensor, "H N S"],
     ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
-        """Many steps of `dreamer` with the actions of a policy between them, as one native call."""
+        """Many steps of `dreamer` with the actions of a policy between them, as one native call.
+
+        The policy sees ``target`` beside the features of every state.
+        """
         weights = self.weights()
         return scan.dream(
             (self.sizes, self.unimix),
@@ -156,7 +160,7 @@ class RSSM(nn.Module):
             scan.Prior(*self.prior.parameters()),
             scan.Drive(self.from_action.dense[0], weights.action, self.mix.bias),
             (actor.dense, distribution),
-            *(start, choice, chance),
+            *(start, target, choice, chance),
         )
 
     def _core(self, weights: CoreWeights) -> scan.Core:

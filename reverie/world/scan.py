@@ -265,12 +265,14 @@ def dream(
     drive: Drive,
     behavior: tuple[Sequence[Dense], ActionDistribution],
     start: Latent,
+    target: Float[Tensor, "N W"],
     choice: Float[Tensor, "H N Z"],
     chance: Float[Tensor, "H N S"],
 ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
     """Policy and prior by turns, without gradient: the points [N, H+1], the policy's parameters and the actions.
 
-    ``shape`` is sizes and unimix, ``behavior`` the policy's layers and its distribution. Call it where `serves`.
+    ``shape`` is sizes and unimix, ``behavior`` the policy's layers and its distribution; the policy sees ``target``
+    beside every state. Call it where `serves`.
     """
     (actor, distribution), (horizon, count), sizes = behavior, chance.shape[:2], shape[0]
     _check(
@@ -278,7 +280,8 @@ def dream(
         stoch=(start.stoch, (count, sizes.stoch, sizes.classes)),
         chance=(chance, (horizon, count, sizes.stoch)),
         choice=(choice, (horizon, count, distribution.noise)),
-        actor=(actor[0][0], (len(actor[0][0]), sizes.features)),
+        target=(target, (count, target.shape[1])),
+        actor=(actor[0][0], (len(actor[0][0]), sizes.features + target.shape[1])),
     )
     latent = Latent(*(field.new_empty(count, horizon + 1, *field.shape[1:]) for field in start.fields))
     for points, first in zip(latent.fields, start.fields, strict=True):
@@ -287,12 +290,13 @@ def dream(
     policy = choice.new_empty(count, horizon, distribution.parameters)
     action = choice.new_empty(count, horizon, sum(part.size for part in distribution.parts))
     weights = {name: tensor.contiguous() for name, tensor in (vars(core) | vars(prior)).items()}
-    noise, mix = distribution.noise_of(choice).contiguous(), drive.mix.contiguous()
+    noise, mix, target = distribution.noise_of(choice).contiguous(), drive.mix.contiguous(), target.contiguous()
     native.call(
         "dream",
         *(ctypes.byref(_Weights(**_addresses(weights))), _sizes(*shape, count, horizon)),
         *(structure(actor), len(actor), structure([drive.layer]), mix, drive.bias),
-        *((_Part * len(parts))(*parts), len(parts), noise, noise.shape[-1], chance.contiguous()),
+        *((_Part * len(parts))(*parts), len(parts), target, target.shape[-1]),
+        *(noise, noise.shape[-1], chance.contiguous()),
         *(*latent.fields, policy, action),
     )
     return latent, policy, action

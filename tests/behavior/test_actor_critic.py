@@ -6,49 +6,48 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
 from reverie.types import Rollout
-from tests.core import CHOICE, STEER, close, make_batch, make_world, shake
+from tests.core import STEER, TASK, close, make_batch, make_level, make_world, shake
 
 
-def make_level(inputs: int = 4, seed: int = 0, **options) -> ActorCritic:
-    torch.manual_seed(seed)
-    return ActorCritic(BehaviorOptions(**options), inputs, CHOICE, units=8, bins=255)
+def make(inputs: int = 4, streams: dict[str, Stream] = TASK, **options) -> ActorCritic:
+    torch.manual_seed(0)
+    return make_level(BehaviorOptions(**options), inputs, streams=streams)
 
 
 def rewards_alone(values: Tensor) -> Rollout:
     """A rollout whose returns are these values."""
     reward = values[None].float()
     steps = reward.shape[1]
-    zeros = torch.zeros(1, steps)
-    inputs = torch.zeros(1, steps + 1, 4)
-    return Rollout(torch.zeros(1, steps, 3), inputs, torch.zeros(1, steps, 3), zeros, reward, zeros, zeros + 1)
+    zeros, inputs, none = torch.zeros(1, steps), torch.zeros(1, steps + 1, 4), torch.zeros(1, steps, 3)
+    return Rollout(none, inputs, none, zeros, reward[..., None], zeros[..., None], zeros + 1, inputs[:, -1])
 
 
 # --- the fresh critic ---
 
 
 def test_a_fresh_critic_predicts_exactly_zero_and_pays_ln_255_twice():
-    level, inputs = make_level(), torch.randn(5, 3, 4)
+    level, inputs = make(), torch.randn(5, 3, 4)
     assert not level.value(inputs).any() and not level.slow_value(inputs).any()
-    close(level.value_loss(inputs, torch.randn(5, 3), torch.zeros(5, 3)), torch.full((5, 3), 11.082527))
+    close(level.value_loss(inputs, torch.randn(5, 3, 1), torch.zeros(5, 3, 1)), torch.full((5, 3, 1), 11.082527))
 
 
 def test_a_fresh_policy_is_nearly_uniform():
-    level = ActorCritic(BehaviorOptions(), 640, CHOICE, units=64, bins=255)
+    level = make_level(inputs=640, units=64)
     output = list(level.actor)[-1]
     assert output.weight.std().item() == pytest.approx(0.01 / 8, rel=0.3)
     assert level.policy(torch.randn(50, 640)).abs().max() < 0.06
 
 
 def test_a_continuous_policy_has_a_mean_and_a_deviation_per_dimension():
-    level = ActorCritic(BehaviorOptions(), 4, STEER, units=8, bins=255)
+    level = make_level(action=STEER)
     assert level.policy(torch.randn(7, 4)).shape == (7, 4)
 
 
 def test_the_slow_critic_pulls_with_its_own_scale():
-    inputs, target, slow = torch.randn(6, 4), torch.ones(6), torch.zeros(6)
-    full, half, none = (make_level(slow_scale=scale) for scale in (1.0, 0.5, 0.0))
+    inputs, target, slow = torch.randn(6, 4), torch.ones(6, 1), torch.zeros(6, 1)
+    full, half, none = (make(slow_scale=scale) for scale in (1.0, 0.5, 0.0))
     for level in (full, half, none):
         shake(level.critic)
     losses = [level.value_loss(inputs, target, slow) for level in (full, half, none)]
@@ -60,47 +59,47 @@ def test_the_slow_critic_pulls_with_its_own_scale():
 
 
 def test_the_spread_of_returns_is_averaged_from_zero():
-    level = make_level()
+    level = make()
     seen = []
     for values in (torch.arange(1001), torch.arange(1001), torch.arange(0, 2001, 2)):
-        metrics = level.judge(rewards_alone(values))[1]
+        metrics = level.judge(rewards_alone(values)).metrics
         seen.append([level.return_low.item(), metrics["policy/return_scale"].item()])
     close(torch.tensor(seen), [[0.5, 9.0], [0.995, 17.91], [1.98505, 35.7309]])
 
 
 def test_percentiles_are_interpolated():
-    level = make_level(return_rate=1.0)
+    level = make(return_rate=1.0)
     level.judge(rewards_alone(torch.arange(10)))
-    close(torch.stack([level.return_low, level.return_high]), [0.45, 8.55])
+    close(torch.cat([level.return_low, level.return_high]), [0.45, 8.55])
 
 
 def test_a_small_spread_does_not_magnify_advantages():
-    level, values = make_level(), torch.tensor([1e-4, -1e-4, 2e-4, -2e-4])
-    judgement, metrics = level.judge(rewards_alone(values))
-    assert metrics["policy/return_scale"] == 1.0
+    level, values = make(), torch.tensor([1e-4, -1e-4, 2e-4, -2e-4])
+    judgement = level.judge(rewards_alone(values))
+    assert judgement.metrics["policy/return_scale"] == 1.0
     close(judgement.advantage[0], values, atol=0)
 
 
 def test_a_large_spread_divides_advantages():
-    level, values = make_level(), torch.arange(101) / 10
-    judgement, metrics = level.judge(rewards_alone(values))
-    close(torch.stack([level.return_low, level.return_high]), [0.005, 0.095])
-    assert metrics["policy/return_scale"] == 1.0
+    level, values = make(), torch.arange(101) / 10
+    judgement = level.judge(rewards_alone(values))
+    close(torch.cat([level.return_low, level.return_high]), [0.005, 0.095])
+    assert judgement.metrics["policy/return_scale"] == 1.0
     for _ in range(99):
-        judgement, metrics = level.judge(rewards_alone(values))
-    close(torch.stack([level.return_low, level.return_high]), [0.316984, 6.022693])
-    close(metrics["policy/return_scale"], 5.705709)
+        judgement = level.judge(rewards_alone(values))
+    close(torch.cat([level.return_low, level.return_high]), [0.316984, 6.022693])
+    close(judgement.metrics["policy/return_scale"], 5.705709)
     close(judgement.advantage[0], values / 5.705709)
-    close(judgement.returns[0], values)
+    close(judgement.returns[0, :, 0], values)
 
 
 def test_an_advantage_compares_the_return_with_the_value_of_its_own_point():
-    level = make_level(inputs=4)
+    level = make(inputs=4)
     shake(level.critic, 1e-3)
     rollout = replace(rewards_alone(torch.arange(3)), inputs=torch.eye(4)[None])
-    judgement, _ = level.judge(rollout)
+    judgement = level.judge(rollout)
     scale = (level.return_high - level.return_low).clamp(min=1.0)
-    close(judgement.advantage, (judgement.returns - level.value(rollout.inputs)[:, :3]) / scale, atol=1e-4)
+    close(judgement.advantage, (judgement.returns - level.value(rollout.inputs)[:, :3])[..., 0] / scale, atol=1e-4)
     assert level.value(rollout.inputs).unique().numel() == 4
     assert not judgement.advantage.requires_grad
 
@@ -110,26 +109,25 @@ def test_an_advantage_compares_the_return_with_the_value_of_its_own_point():
 
 def test_replayed_steps_before_a_seam_have_no_weight_and_cost_ln_255_twice():
     world = make_world()
-    level, batch = make_level(inputs=5), make_batch(world)
+    level, batch = make(inputs=5), make_batch(world)
     batch = replace(batch, last=batch.last | torch.tensor([False, False, True, False, False, False]))
-    replay = level.replay_value(torch.randn(3, 6, 5), batch, torch.randn(18, 4))
+    replay = level.replay_value(torch.randn(3, 6, 5), batch, torch.randn(18))
     assert replay.weight.tolist() == [[1, 1, 0, 1, 1]] * 3
     close(level.replay_value_loss(replay), 11.082527 * replay.weight)
 
 
 def test_the_imagined_return_of_each_start_bootstraps_its_own_row():
-    level, batch = make_level(inputs=5, mix=0.0), make_batch(make_world())
-    returns = torch.arange(18.0)[:, None].expand(18, 4)
-    replay = level.replay_value(torch.randn(3, 6, 5), batch, returns)
+    level, batch = make(inputs=5, mix=0.0), make_batch(make_world())
+    replay = level.replay_value(torch.randn(3, 6, 5), batch, torch.arange(18.0))
     expected = batch.reward[:, 1:] + (1 - 1 / 333) * torch.arange(18.0).view(3, 6)[:, 1:]
     close(replay.target, expected)
 
 
 def test_with_fewer_starts_only_the_last_rows_are_valued():
-    level, batch, features = make_level(inputs=5), make_batch(make_world()), torch.randn(3, 6, 5)
+    level, batch, features = make(inputs=5), make_batch(make_world()), torch.randn(3, 6, 5)
     shake(level)
     batch = replace(batch, last=batch.last | (torch.arange(6) == 4), terminal=batch.terminal | (torch.arange(6) == 4))
-    returns = torch.randn(3, 6, 4)
+    returns = torch.randn(3, 6)
     whole = level.replay_value(features, batch, returns.flatten(0, 1))
     tail = level.replay_value(features, batch, returns[:, 3:].flatten(0, 1))
     for name in ("inputs", "target", "slow_value", "weight"):
@@ -137,8 +135,8 @@ def test_with_fewer_starts_only_the_last_rows_are_valued():
 
 
 def test_only_the_features_of_a_replay_value_carry_gradient_and_picked_rows_none():
-    level, features = make_level(inputs=5), torch.randn(3, 6, 5, requires_grad=True)
-    replay = level.replay_value(features, make_batch(make_world()), torch.randn(18, 4))
+    level, features = make(inputs=5), torch.randn(3, 6, 5, requires_grad=True)
+    replay = level.replay_value(features, make_batch(make_world()), torch.randn(18))
     assert replay.inputs.requires_grad
     assert not any(field.requires_grad for field in (replay.target, replay.slow_value, replay.weight))
     picked = replay.pick(torch.tensor([7, 2]))
@@ -151,11 +149,11 @@ def test_only_the_features_of_a_replay_value_carry_gradient_and_picked_rows_none
 
 
 def test_the_slow_critic_follows_at_its_rate_and_is_never_trained():
-    level = make_level()
+    level = make()
     before = [parameter.clone() for parameter in level.slow_critic.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, level.critic.parameters(), strict=True))
     shake(level.critic)
-    level.follow()
+    level.follow(rewards_alone(torch.zeros(3)))
     moved = zip(before, level.critic.parameters(), level.slow_critic.parameters(), strict=True)
     for old, new, slow in moved:
         close(slow, (old + 0.02 * (new - old)).detach(), atol=1e-7)
@@ -163,6 +161,6 @@ def test_the_slow_critic_follows_at_its_rate_and_is_never_trained():
 
 
 def test_the_slow_critic_is_a_copy_and_not_the_critic_itself():
-    level = make_level()
+    level = make()
     nn.init.ones_(list(level.critic.parameters())[-1])
     assert not list(level.slow_critic.parameters())[-1].any()

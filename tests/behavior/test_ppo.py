@@ -12,7 +12,7 @@ from reverie.behavior.ppo import improve, pieces, surrogate
 from reverie.functional import mixed_log_probs
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, Rollout
-from tests.core import close, lookup, no_replay, record, shake
+from tests.core import close, lookup, make_level, no_replay, record, shake
 
 PAIR = (ActionPart("choice", 2, True),)
 
@@ -67,12 +67,14 @@ def one_hot_rollout(old: list[list[float]]) -> tuple[Rollout, Judgement]:
     ones = torch.ones(1, count)
     inputs = torch.eye(count + 1)[None]
     action = torch.tensor([1.0, 0.0]).expand(1, count, 2)
-    return Rollout(action, inputs, policy, policy[..., 0], ones, ones, ones), Judgement(ones, ones, ones)
+    streams = ones[..., None]
+    rollout = Rollout(action, inputs, policy, policy[..., 0], streams, streams, ones, inputs[:, -1])
+    return rollout, Judgement(streams, ones, streams, {})
 
 
 def steered(new: list[list[float]], **options) -> ActorCritic:
     """A level whose policy at input one-hot t is row t."""
-    level = ActorCritic(BehaviorOptions(unimix=0.0, **options), len(new) + 1, PAIR, units=4, bins=63)
+    level = make_level(BehaviorOptions(unimix=0.0, **options), len(new) + 1, PAIR, units=4, bins=63)
     level.actor = lookup(torch.cat([torch.tensor(new).log(), torch.zeros(1, 2)]))  # type: ignore[assignment]
     return level
 
@@ -148,19 +150,19 @@ def test_all_passes_learn_from_the_same_judgement():
 
 def test_learning_raises_the_chance_of_what_was_good_and_moves_the_value_to_the_return():
     torch.manual_seed(0)
-    level = ActorCritic(BehaviorOptions(epochs=4, minibatches=2, entropy=0.0), 3, PAIR, units=16, bins=63)
+    level = make_level(BehaviorOptions(epochs=4, minibatches=2, entropy=0.0), 3, PAIR, units=16, bins=63)
     options = OptimizerOptions(kind="adam", warmup=0, rate=0.01, agc=0.0, eps=1e-8)
     optimizers = {
         "actor": Optimizer("actor", level.actor.parameters(), options, {"policy": 1.0}),
         "critic": Optimizer("critic", level.critic.parameters(), options, {"value": 1.0, "replay_value": 0.3}),
     }
     rollout, _ = one_hot_rollout([[0.5, 0.5], [0.5, 0.5]])
-    advantage, returns = torch.tensor([[1.0, -1.0]]), torch.tensor([[3.0, -2.0]])
+    advantage, returns = torch.tensor([[1.0, -1.0]]), torch.tensor([[[3.0], [-2.0]]])
     for _ in range(30):
         policy = level.policy(rollout.inputs[:, :-1]).detach()
         logprob = level.distribution.logprob(policy, rollout.action)
         rollout = replace(rollout, policy=policy, logprob=logprob)
-        judgement = Judgement(returns, advantage, returns)
+        judgement = Judgement(returns, advantage, returns, {})
         improve(level, rollout, judgement, no_replay(3), optimizers, torch.Generator().manual_seed(0))
     chances = level.distribution.logprob(level.policy(rollout.inputs[:, :-1]), rollout.action).exp()[0]
     assert chances[0] > 0.8 and chances[1] < 0.2

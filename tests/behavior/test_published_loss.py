@@ -6,10 +6,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.actor_critic import ActorCritic
 from reverie.types import ActionPart, ActionSpec, Batch, Dream, Latent, Rollout
-from tests.core import CHOICE, STEER, close, lookup, make_batch, make_world, no_replay, record, shake, uniform
+from tests.core import (
+    CHOICE,
+    ONE_PASS,
+    STEER,
+    close,
+    flat_dream,
+    flat_view,
+    lookup,
+    make_batch,
+    make_level,
+    make_world,
+    no_replay,
+    record,
+    shake,
+    uniform,
+)
 
 MIXED = (ActionPart("gear", 3, True), ActionPart("steer", 2, False))
 ONE = (ActionPart("x", 1, False),)
@@ -20,7 +34,7 @@ ONE = (ActionPart("x", 1, False),)
 
 def golden_level() -> tuple[ActorCritic, Rollout]:
     """Four points with given policies and values, three edges."""
-    level = ActorCritic(BehaviorOptions(epochs=1, minibatches=1), 4, ONE, units=8, bins=255)
+    level = make_level(ONE_PASS, 4, ONE)
     mean, deviation = torch.tensor([0.1, -0.2, 0.3, 0.4]), torch.tensor([0.9, 0.8, 0.7, 0.6])
     level.actor = lookup(torch.stack([torch.atanh(mean), torch.logit((deviation - 0.1) / 0.9) - 2.0], -1))  # type: ignore[assignment]
     critic, slow = torch.zeros(4, 255), torch.zeros(4, 255)
@@ -29,25 +43,19 @@ def golden_level() -> tuple[ActorCritic, Rollout]:
     action, inputs = torch.tensor([[[0.5], [-1.2], [0.3]]]), torch.eye(4)[None]
     policy = level.policy(inputs[:, :3]).detach()
     continues = torch.tensor([[0.997, 0.9, 0.8, 0.7]])
-    dream = Dream(
-        latent=Latent(inputs[..., :2], inputs[..., 2:, None], inputs[..., 2:, None]),
-        action=action,
-        policy=policy,
-        logprob=level.distribution.logprob(policy, action),
-        continues=continues / level.discount,
-        reward={"extrinsic": torch.tensor([[1.0, 2.0, 3.0]])},
-    )
-    return level, views.whole(dream, level.discount)
+    latent = Latent(inputs[..., :2], inputs[..., 2:, None], inputs[..., 2:, None])
+    logprob, reward = level.distribution.logprob(policy, action), torch.tensor([[1.0, 2.0, 3.0]])
+    return level, flat_view(level, flat_dream(latent, action, policy, logprob, continues / level.discount, reward))
 
 
 def test_the_whole_imagination_loss_has_the_published_values():
     level, rollout = golden_level()
-    close(level.value(rollout.inputs)[0], [0.5371173, 0.7117977, 0.8082957, 0.8506888])
-    judgement, metrics = level.judge(rollout)
-    close(judgement.slow_value[0], [0.7331296] * 3)
-    close(judgement.returns[0], [5.106019, 4.7648983, 3.5954823])
-    close(torch.stack([level.return_low, level.return_high]), [0.0371242, 0.0507191])
-    assert metrics["policy/return_scale"] == 1.0
+    close(level.value(rollout.inputs)[0, :, 0], [0.5371173, 0.7117977, 0.8082957, 0.8506888])
+    judgement = level.judge(rollout)
+    close(judgement.slow_value[0, :, 0], [0.7331296] * 3)
+    close(judgement.returns[0, :, 0], [5.106019, 4.7648983, 3.5954823])
+    close(torch.cat([level.return_low, level.return_high]), [0.0371242, 0.0507191])
+    assert judgement.metrics["policy/return_scale"] == 1.0
     actor, critic, _ = record(level, rollout, judgement, no_replay(4))
     assert len(actor.losses) == len(critic.losses) == 1
     close(critic.losses[0]["value"], [10.111933, 9.968966, 8.890058])
@@ -122,7 +130,7 @@ def reference_losses(level: ActorCritic, action: ActionSpec, dream: Dream, featu
 def random_case(action: ActionSpec):
     """A level with sensible values, a dream of it, and replayed features."""
     torch.manual_seed(3)
-    level = ActorCritic(BehaviorOptions(epochs=1, minibatches=1), 16 + 16, action, units=16, bins=255)
+    level = make_level(ONE_PASS, 16 + 16, action, units=16)
     shake(level)
     for network in (level.critic, level.slow_critic):
         list(network)[-1].bias.data -= 0.5 * ((torch.arange(255) - 127) / 6).square()
@@ -131,7 +139,7 @@ def random_case(action: ActionSpec):
     chosen = level.distribution.sample(policy, uniform(12, 5, level.distribution.noise))
     logprob = level.distribution.logprob(policy, chosen)
     continues = torch.rand(12, 6) ** 0.1
-    dream = Dream(latent, chosen, policy, logprob, continues, {"extrinsic": torch.randn(12, 5)})
+    dream = flat_dream(latent, chosen, policy, logprob, continues, torch.randn(12, 5))
     batch, ends = make_batch(make_world()), torch.rand(3, 6) < 0.3
     batch = replace(batch, last=ends, terminal=ends & (torch.rand(3, 6) < 0.5))
     return level, dream, torch.randn(3, 6, 32, requires_grad=True), batch
@@ -141,9 +149,9 @@ def random_case(action: ActionSpec):
 def test_one_pass_is_the_published_loss_written_independently(action):
     level, dream, features, batch = random_case(action)
     expected = reference_losses(level, action, dream, features, batch)
-    rollout = views.whole(dream, level.discount)
-    judgement, _ = level.judge(rollout)
-    replay = level.replay_value(features, batch, judgement.returns)
+    rollout = flat_view(level, dream)
+    judgement = level.judge(rollout)
+    replay = level.replay_value(features, batch, judgement.returns[:, 0, 0])
     actor, critic, metrics = record(level, rollout, judgement, replay)
     losses = actor.losses[0] | critic.losses[0]
     close(losses["value"], expected["value"].flatten().detach(), atol=1e-5)

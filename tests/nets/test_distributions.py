@@ -101,7 +101,7 @@ MIXED = (ActionPart("gear", 3, True), ActionPart("steer", 2, False), ActionPart(
 
 
 def test_a_mixed_action_is_the_concatenation_of_its_parts():
-    joint = ActionDistribution(MIXED, 0.01)
+    joint = ActionDistribution.of(MIXED, 0.01)
     gear, steer, horn = joint.parts
     assert joint.parameters == 3 + 4 + 2 and joint.noise == 1 + 2 + 1
     params, noise = torch.randn(5, 9, generator=torch.Generator().manual_seed(0)), uniform(5, 4)
@@ -118,7 +118,7 @@ def test_a_mixed_action_is_the_concatenation_of_its_parts():
 
 
 def test_parts_of_a_mixed_action_diverge_independently():
-    joint = ActionDistribution(MIXED, 0.01)
+    joint = ActionDistribution.of(MIXED, 0.01)
     old = torch.randn(9, generator=torch.Generator().manual_seed(1))
     new = old.clone()
     new[7] += 1.0

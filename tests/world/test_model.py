@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.actor_critic import ActorCritic
 from reverie.types import ActionPart, ActionSpec, ConfigError, ObservationSpec
 from reverie.world.model import MultimodalWorldModel, WorldOptions
-from tests.core import IMAGE, VECTORS, close, make_batch, make_world, shake, uniform
+from tests.core import IMAGE, VECTORS, close, make_batch, make_level, make_world, shake, uniform
 
 # --- parameter counts ---
 
@@ -45,7 +45,7 @@ def build(size: str, task: str) -> tuple[MultimodalWorldModel, ActorCritic]:
     with torch.device("meta"):
         world = MultimodalWorldModel(WorldOptions.model_validate({"size": size}), observation, action)
         sizes = world.sizes
-        return world, ActorCritic(BehaviorOptions(), sizes.features, action, sizes.units, sizes.bins)
+        return world, make_level(inputs=sizes.features, action=action, units=sizes.units, bins=sizes.bins)
 
 
 @pytest.mark.parametrize("size", COUNTS)

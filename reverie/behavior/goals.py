@@ -1,0 +1,163 @@
+"""Goal spaces: what a manager can ask of its worker, and how well the worker did it.
+
+A *code* is what the manager chooses, groups of one-hots in a line; a *target* is what the worker is told. Goals are
+learned from replayed and imagined states, and their gradient never reaches the world model.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reverie.functional import max_cosine, mixed_log_probs, mixed_probs, one_hot, steer, straight_through
+from reverie.nets.distributions import OneHot
+from reverie.nets.layers import MLP
+from reverie.types import Dream, Goal, Metrics
+
+LAYERS = 2
+"""Hidden layers of the networks here."""
+
+
+class GoalSpace(nn.Module, ABC):
+    """``choice`` is the distribution of codes, without its parameters; ``target`` the width of targets."""
+
+    choice: OneHot
+    target: int
+
+    @abstractmethod
+    def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
+        """The goal that a code stands for."""
+
+    @abstractmethod
+    def propose(self, deter: Float[Tensor, "N D"], uniform: Float[Tensor, "N Z"]) -> Goal:
+        """The goal to be in these states."""
+
+    @abstractmethod
+    def reward(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """How well states that were arrived at fit the target that was in force on the way."""
+
+    @abstractmethod
+    def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """How unlike anything known these states are."""
+
+    @abstractmethod
+    def loss(
+        self, deter: Float[Tensor, "*batch D"], dream: Dream, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """One number per state, from replayed states or from a dream; and what was seen on the way."""
+
+    def follow(self, seen: Metrics) -> None:
+        """Moves controllers; once per learning step."""
+
+
+class AutoencoderGoals(GoalSpace):
+    """Goals are states, compressed to groups of one-hots and painted from them (Director, Hafner et al. 2022).
+
+    The loss of a state x is ``sum_d (decode(encode(x)) - x)_d^2 + beta KL(encode(x) || uniform)``; beta is steered
+    until the KL is at its target.
+    """
+
+    beta: Tensor
+
+    def __init__(self, deter: int, units: int, reward: str, groups: int = 8, classes: int = 8, nats: float = 10.0):
+        super().__init__()
+        self.choice, self.target, self.nats = OneHot(classes, 0.01, groups), deter, nats
+        self.encoder = MLP(deter, units, LAYERS, self.choice.size)
+        self.decoder = MLP(self.choice.size, units, LAYERS, deter)
+        self.register_buffer("beta", torch.ones(()))
+        self.match = GOAL_REWARDS[reward]
+
+    def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
+        return Goal(code, self.decoder(code))
+
+    def propose(self, deter: Float[Tensor, "N D"], uniform: Float[Tensor, "N Z"]) -> Goal:
+        return self.decode(self.choice.sample(self.encoder(deter), uniform))
+
+    def reward(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        return self.match(target, deter)
+
+    def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """The mean squared error of painting a state from its most likely code."""
+        code = one_hot(self.choice.split(self.encoder(deter)).argmax(-1), self.choice.classes).flatten(-2)
+        return (self.decoder(code) - deter).square().mean(-1)
+
+    def loss(
+        self, deter: Float[Tensor, "*batch D"], dream: Dream, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        logits = self.choice.split(self.encoder(deter))
+        uniform = torch.rand(logits.shape[:-1], generator=generator, device=deter.device)
+        code = straight_through(mixed_probs(logits, self.choice.unimix), uniform)
+        error = (self.decoder(code.flatten(-2)) - deter).square().sum(-1)
+        log_p = mixed_log_probs(logits, self.choice.unimix)
+        nats = (log_p.exp() * (log_p + math.log(self.choice.classes))).sum((-2, -1))
+        usage = code.detach().flatten(0, -3).mean(0)
+        return error + self.beta * nats, {
+            "goals/reconstruction": error.detach().mean(),
+            "goals/kl": nats.detach().mean(),
+            "goals/beta": self.beta.clone(),
+            "goals/perplexity": torch.exp(-(usage * usage.clamp(min=1e-8).log()).sum(-1)).mean(),
+        }
+
+    def follow(self, seen: Metrics) -> None:
+        self.beta.copy_(steer(self.beta, seen["goals/kl"] / self.nats, *BETA))
+
+
+BETA = 1e-5, 1.0
+"""Bounds on the weight of the autoencoder's KL."""
+
+
+class SkillGoals(GoalSpace):
+    """Goals are numbered skills; a worker does well where its skill can be told from the states that it reaches.
+
+    The reward is ``log q(skill | state) - log(1 / skills)`` (Eysenbach et al. 2019); q learns from dreams.
+    """
+
+    def __init__(self, deter: int, units: int, skills: int):
+        super().__init__()
+        self.choice, self.target = OneHot(skills, 0.01), skills
+        self.guess = MLP(deter, units, LAYERS, skills)
+
+    def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
+        return Goal(code, code)
+
+    def propose(self, deter: Float[Tensor, "N D"], uniform: Float[Tensor, "N Z"]) -> Goal:
+        return self.decode(self.choice.sample(self.guess(deter), uniform))
+
+    def reward(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        return (torch.log_softmax(self.guess(deter), -1) * target).sum(-1) + math.log(self.target)
+
+    def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """The entropy of the guess: states that no skill is known to reach."""
+        log_p = torch.log_softmax(self.guess(deter), -1)
+        return -(log_p.exp() * log_p).sum(-1)
+
+    def loss(
+        self, deter: Float[Tensor, "*batch D"], dream: Dream, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        log_q = torch.log_softmax(self.guess(dream.latent.deter[:, 1:]), -1)
+        skill = dream.target[:, :-1]
+        accuracy = (log_q.argmax(-1) == skill.argmax(-1)).float().mean()
+        return -(log_q * skill).sum(-1), {"goals/accuracy": accuracy}
+
+
+def cosine(target: Tensor, state: Tensor) -> Tensor:
+    """The cosine of the angle between the two, whatever their lengths."""
+    return torch.cosine_similarity(target, state, -1)
+
+
+def distance(target: Tensor, state: Tensor) -> Tensor:
+    """Minus the root of the mean squared difference."""
+    return -(target - state).square().mean(-1).sqrt()
+
+
+GOAL_REWARDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "max_cosine": max_cosine,
+    "cosine": cosine,
+    "distance": distance,
+}
+"""How a state is compared with the one that was asked for."""

@@ -1,0 +1,258 @@
+"""A manager that sets goals and a worker that reaches them, both learned in one dream; or one level alone.
+
+Every K steps the manager sees where it is and chooses a goal (`goals`); the worker acts with the goal before its eyes.
+Each looks at the same dream in its own time (`views`) and improves by the same PPO. `Flat` is what remains without a
+manager: its goals are vectors of width zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor, nn
+
+from reverie.behavior import views
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
+from reverie.behavior.goals import AutoencoderGoals, GoalSpace, SkillGoals
+from reverie.nets.distributions import ActionDistribution
+from reverie.types import ActionSpec, Dream, Goal, Latent, Metrics, Options, Rollout
+
+
+class HierarchyOptions(Options):
+    """The manager, its goals, and what the worker is paid for. What both levels share is in `behavior`."""
+
+    enabled: bool = False
+    """Without it one level acts alone."""
+    period: int = Field(default=8, ge=1)
+    """Steps for which a goal holds; must divide `agent.horizon`."""
+    preset: Literal["hybrid", "director"] = "hybrid"
+    """A `hybrid` worker is paid for the task as well, a `director` one for its goals alone."""
+    time: Literal["smdp", "director"] = "smdp"
+    """How the manager counts: exact credit, or mean rewards discounted per goal (Hafner et al. 2022)."""
+    goals: Literal["autoencoder", "skill"] = "autoencoder"
+    """Compressed states, or numbered skills."""
+    num_options: int = Field(default=16, ge=2, le=1024)
+    """Number of skills."""
+    goal_reward: Literal["max_cosine", "cosine", "distance"] = "max_cosine"
+    """How a reached state is compared with the wanted one."""
+    goal_weight: float = Field(default=1.0, ge=0)
+    """Weight of reaching goals for the worker."""
+    goal_horizon: float = Field(default=100, gt=1)
+    """Discount of reaching goals, as an effective number of steps."""
+    novelty_weight: float = Field(default=0.1, ge=0)
+    """Weight of states that no goal describes well, for the manager."""
+    novelty_horizon: float = Field(default=100, gt=1)
+    """Discount of novelty."""
+    goal_mix: float = Field(default=0.0, ge=0, le=1)
+    """Share of dreams whose goals are other replayed states instead of the manager's choice."""
+    goal_warmup: int = Field(default=500, ge=0)
+    """Updates of the goals before manager and worker begin to learn."""
+    frozen: bool = False
+    """The manager never learns: its goals stay random. A control experiment."""
+    entropy: float = Field(default=3e-3, gt=0)
+    """Weight of the manager's entropy at the start."""
+    entropy_target: float = Field(default=0.5, gt=0, lt=1)
+    """The manager's entropy is steered towards this share of its maximum."""
+    minibatches: int = Field(default=2, ge=1)
+    """Pieces per pass of the manager."""
+    target_kl: float = Field(default=0.16, gt=0)
+    """As `behavior.target_kl`, for the manager's whole code."""
+
+
+class Flat(nn.Module):
+    """One level that acts, on its own account."""
+
+    noise = 0
+    """Uniform numbers that a decision takes."""
+
+    def __init__(self, worker: ActorCritic, goals: GoalSpace | None = None):
+        super().__init__()
+        self.worker, self.goals = worker, goals
+
+    @property
+    def levels(self) -> list[ActorCritic]:
+        """Who learns; the first one's critic knows no goal."""
+        return [self.worker]
+
+    def ready(self, level: ActorCritic) -> Tensor:
+        """Whether a level learns now."""
+        return level.bins.new_ones((), dtype=torch.bool)
+
+    def practised(self) -> None:
+        """Takes note that goals were learned once more."""
+
+    def decisions(self, horizon: int) -> int:
+        """Goals per dream of this many steps."""
+        return 1
+
+    def assign(self, start: Latent, generator: torch.Generator) -> tuple[Bool[Tensor, "N"], Goal]:
+        """Which dreams choose their goals themselves, and the goals that the others are given."""
+        return start.deter.new_ones(len(start.deter), dtype=torch.bool), self.nothing(start)
+
+    def nothing(self, latent: Latent) -> Goal:
+        """A goal before any was chosen."""
+        none = latent.deter.new_zeros(*latent.deter.shape[:-1], 0)
+        return Goal(none, none)
+
+    def decide(self, latent: Latent, uniform: Float[Tensor, "*batch Z"]) -> tuple[Goal, Float[Tensor, "*batch P"]]:
+        """A goal, and the parameters of the distribution that it was drawn from."""
+        goal = self.nothing(latent)
+        return goal, goal.code
+
+    def logprob(self, choice: Float[Tensor, "*batch P"], code: Float[Tensor, "*batch G"]) -> Float[Tensor, "*batch"]:
+        """Of codes under the distributions that they were drawn from."""
+        return choice.sum(-1)
+
+    def pursue(
+        self, latent: Latent, goal: Goal, age: Int[Tensor, "E"], first: Bool[Tensor, "E"], uniform: Float[Tensor, "E Z"]
+    ) -> tuple[Goal, Int[Tensor, "E"]]:
+        """The goal to act with now, and its age at the next step."""
+        return goal, age
+
+    def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
+        """The streams that are the behavior's own."""
+        return {}
+
+    def views(self, dream: Dream) -> list[Rollout]:
+        """What each of `levels` experienced."""
+        return [views.worker(dream, self.worker.streams, self.worker.discount)]
+
+    def reach(self, dream: Dream) -> Metrics:
+        """How well goals were reached in a dream."""
+        return {}
+
+
+class Hierarchy(Flat):
+    """A manager over a worker."""
+
+    practice: Tensor
+
+    def __init__(self, options: HierarchyOptions, manager: ActorCritic, worker: ActorCritic, goals: GoalSpace):
+        super().__init__(worker, goals)
+        self.options, self.manager, self.noise = options, manager, goals.choice.noise
+        self.register_buffer("practice", torch.zeros(()))  # updates of the goals
+
+    @property
+    def levels(self) -> list[ActorCritic]:
+        return [self.manager, self.worker]
+
+    def ready(self, level: ActorCritic) -> Tensor:
+        """After the goals' warm-up; a frozen manager never."""
+        resting = self.options.frozen and level is self.manager
+        return (self.practice >= self.options.goal_warmup) & (not resting)
+
+    def practised(self) -> None:
+        self.practice += 1
+
+    def decisions(self, horizon: int) -> int:
+        return horizon // self.options.period
+
+    @torch.no_grad()
+    def assign(self, start: Latent, generator: torch.Generator) -> tuple[Bool[Tensor, "N"], Goal]:
+        assert self.goals is not None
+        shape, device = (len(start.deter), self.noise + 1), start.deter.device
+        uniform = torch.rand(shape, generator=generator, device=device)
+        return uniform[:, 0] >= self.options.goal_mix, self.goals.propose(start.deter.roll(1, 0), uniform[:, 1:])
+
+    def nothing(self, latent: Latent) -> Goal:
+        assert self.goals is not None
+        empty, shape = latent.deter.new_zeros, latent.deter.shape[:-1]
+        return Goal(empty(*shape, self.goals.choice.size), empty(*shape, self.goals.target))
+
+    @torch.no_grad()
+    def decide(self, latent: Latent, uniform: Float[Tensor, "*batch Z"]) -> tuple[Goal, Float[Tensor, "*batch P"]]:
+        assert self.goals is not None
+        choice = self.manager.policy(latent.features)
+        return self.goals.decode(self.goals.choice.sample(choice, uniform)), choice
+
+    def logprob(self, choice: Float[Tensor, "*batch P"], code: Float[Tensor, "*batch G"]) -> Float[Tensor, "*batch"]:
+        return self.manager.distribution.logprob(choice, code)
+
+    @torch.no_grad()
+    def pursue(
+        self, latent: Latent, goal: Goal, age: Int[Tensor, "E"], first: Bool[Tensor, "E"], uniform: Float[Tensor, "E Z"]
+    ) -> tuple[Goal, Int[Tensor, "E"]]:
+        """A new goal where an episode begins or the old one has held for its time."""
+        age = torch.where(first, 0, age)
+        due = age % self.options.period == 0
+        if due.any():
+            goal = self.decide(latent, uniform)[0].where(due, goal)
+        return goal, age + 1
+
+    @torch.no_grad()
+    def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
+        assert self.goals is not None
+        arrived = dream.latent.deter[:, 1:]
+        return {"goal": self.goals.reward(dream.target[:, :-1], arrived), "novelty": self.goals.novelty(arrived)}
+
+    def views(self, dream: Dream) -> list[Rollout]:
+        discount = self.manager.discount
+        planned = views.TIMES[self.options.time](dream, self.manager.streams, discount)
+        return [planned, views.worker(dream, self.worker.streams, discount)]
+
+    @torch.no_grad()
+    def reach(self, dream: Dream) -> Metrics:
+        """Fit at the start and at the end of each goal, and how often the end fits well: for own and foreign goals."""
+        assert self.goals is not None
+        period, target = self.options.period, dream.goal.target[:, :-1]
+        start, end = dream.latent.deter[:, :-1:period], dream.latent.deter[:, period::period]
+        fit, foreign = self.goals.reward(target, end), self.goals.reward(target.roll(1, 0), end)
+        return {
+            "goals/fit_at_start": self.goals.reward(target, start).mean(),
+            "goals/fit_at_end": fit.mean(),
+            "goals/reach": (fit >= REACHED).float().mean(),
+            "goals/reach_shuffled": (foreign >= REACHED).float().mean(),
+        }
+
+
+REACHED = 0.7
+"""A goal counts as reached where the fit is at least this."""
+
+WORKER_PAY = {"hybrid": 1.0, "director": 0.0}
+"""Weight of the task's reward for the worker."""
+
+GOAL_SPACES: dict[str, Callable[[HierarchyOptions, int, int], GoalSpace]] = {
+    "autoencoder": lambda options, deter, units: AutoencoderGoals(deter, units, options.goal_reward),
+    "skill": lambda options, deter, units: SkillGoals(deter, units, options.num_options),
+}
+
+
+def build(
+    options: BehaviorOptions,
+    hierarchy: HierarchyOptions,
+    action: ActionSpec,
+    *,
+    features: int,
+    deter: int,
+    units: int,
+    bins: int,
+) -> Flat:
+    """The behavior of these options over latents with ``features`` numbers, of which ``deter`` are deterministic."""
+    distribution = ActionDistribution.of(action, options.unimix)
+    task = Stream(1.0, options.horizon)
+    if not hierarchy.enabled:
+        return Flat(ActorCritic("policy", options, features, distribution, {"extrinsic": task}, units=units, bins=bins))
+    goals = GOAL_SPACES[hierarchy.goals](hierarchy, deter, units)
+    changes = {
+        "minibatches": hierarchy.minibatches,
+        "target_kl": hierarchy.target_kl,
+        "entropy": hierarchy.entropy,
+        "entropy_target": hierarchy.entropy_target,
+    }
+    planning, codes = options.model_copy(update=changes), ActionDistribution([goals.choice])
+    novelty = Stream(hierarchy.novelty_weight, hierarchy.novelty_horizon)
+    streams = _paid({"extrinsic": task, "novelty": novelty})
+    manager = ActorCritic("manager", planning, features, codes, streams, units=units, bins=bins, group="manager_")
+    pay = Stream(WORKER_PAY[hierarchy.preset], options.horizon)
+    goal = Stream(hierarchy.goal_weight, hierarchy.goal_horizon, split=True)
+    streams = _paid({"extrinsic": pay, "goal": goal})
+    worker = ActorCritic("worker", options, features + goals.target, distribution, streams, units=units, bins=bins)
+    return Hierarchy(hierarchy, manager, worker, goals)
+
+
+def _paid(streams: dict[str, Stream]) -> dict[str, Stream]:
+    return {name: stream for name, stream in streams.items() if stream.weight}
