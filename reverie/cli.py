@@ -48,6 +48,9 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--env", help="another name for its environment, such as module:callable")
         command.add_argument("--device", default="auto")
         command.set_defaults(run=run)
+    evaluate.add_argument(
+        "--shuffle-goals", action="store_true", help="give every environment the goals that were meant for another"
+    )
     play.add_argument("--output", type=Path, default=Path("media"), help="folder for the videos")
 
     profile = commands.add_parser("profile", help="say where the time of a training step goes")
@@ -177,7 +180,12 @@ def _evaluate(options: argparse.Namespace) -> int:
     from reverie.run.evaluate import evaluate, restore_agent
 
     agent, config = restore_agent(options.checkpoint, options.device, options.env)
-    print(evaluate(agent, config.env, options.episodes, options.seed))
+    if options.shuffle_goals:
+        agent.behavior.shuffle()
+    result = evaluate(agent, config.env, options.episodes, options.seed)
+    for name, share in result.goals.items():
+        print(f"{name}: {share:.1%}")
+    print(result)
     return 0
 
 

@@ -19,7 +19,7 @@ from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
 from reverie.behavior.goals import AutoencoderGoals, GoalSpace, SkillGoals
 from reverie.nets.distributions import ActionDistribution
-from reverie.types import ActionSpec, Dream, Goal, Latent, Metrics, Options, Rollout
+from reverie.types import ActionSpec, ConfigError, Dream, Goal, Latent, Metrics, Options, Rollout
 
 
 class HierarchyOptions(Options):
@@ -85,6 +85,13 @@ class Flat(nn.Module):
     def practised(self) -> None:
         """Takes note that goals were learned once more."""
 
+    def shuffle(self) -> None:
+        """From now on every environment is given the goal that was meant for another one.
+
+        What is lost shows what goals are worth. Raises ConfigError without a manager.
+        """
+        raise ConfigError("this agent has no goals to shuffle: it was trained with hierarchy.enabled=false")
+
     def decisions(self, horizon: int) -> int:
         """Goals per dream of this many steps."""
         return 1
@@ -113,6 +120,12 @@ class Flat(nn.Module):
         """The goal to act with now, and its age at the next step."""
         return goal, age
 
+    def arrivals(
+        self, goal: Goal, age: Int[Tensor, "E"], latent: Latent, first: Bool[Tensor, "E"]
+    ) -> Float[Tensor, "finished 2"]:
+        """How well the goals that have just had their time were reached, and how well those of other environments."""
+        return latent.deter.new_zeros(0, 2)
+
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
         """The streams that are the behavior's own."""
         return {}
@@ -135,6 +148,7 @@ class Hierarchy(Flat):
         super().__init__(worker, goals)
         self.options, self.manager, self.noise = options, manager, goals.choice.noise
         self.register_buffer("practice", torch.zeros(()))  # updates of the goals
+        self.shuffled = False
 
     @property
     def levels(self) -> list[ActorCritic]:
@@ -147,6 +161,9 @@ class Hierarchy(Flat):
 
     def practised(self) -> None:
         self.practice += 1
+
+    def shuffle(self) -> None:
+        self.shuffled = True
 
     def decisions(self, horizon: int) -> int:
         return horizon // self.options.period
@@ -180,8 +197,20 @@ class Hierarchy(Flat):
         age = torch.where(first, 0, age)
         due = age % self.options.period == 0
         if due.any():
-            goal = self.decide(latent, uniform)[0].where(due, goal)
+            new = self.decide(latent, uniform)[0]
+            if self.shuffled:
+                new = Goal(*(field.roll(1, 0) for field in new.fields))
+            goal = new.where(due, goal)
         return goal, age + 1
+
+    @torch.no_grad()
+    def arrivals(
+        self, goal: Goal, age: Int[Tensor, "E"], latent: Latent, first: Bool[Tensor, "E"]
+    ) -> Float[Tensor, "finished 2"]:
+        assert self.goals is not None
+        finished = ~first & (age > 0) & (age % self.options.period == 0)
+        targets = goal.target, goal.target.roll(1, 0)
+        return torch.stack([self.goals.reward(target, latent.deter) for target in targets], -1)[finished]
 
     @torch.no_grad()
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:

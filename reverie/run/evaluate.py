@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from reverie import config as configuration
 from reverie.agent import Agent
+from reverie.behavior.hierarchy import REACHED
 from reverie.config import Config
 from reverie.env import EnvOptions, make, make_vector, runs_inline
 from reverie.imagine import open_loop
@@ -44,6 +46,8 @@ class Evaluation:
 
     episodes: list[Episode]
     recording: Recording
+    fits: Float[np.ndarray, "goals 2"]
+    """How well each goal was reached, and how well that of another environment."""
 
     @property
     def mean(self) -> float:
@@ -54,6 +58,12 @@ class Evaluation:
     def deviation(self) -> float:
         """Standard deviation of returns over episodes."""
         return float(np.std([episode.total for episode in self.episodes]))
+
+    @property
+    def goals(self) -> dict[str, float]:
+        """How often goals were reached, and how often goals of other environments; empty without a manager."""
+        shares = (self.fits >= REACHED).mean(0) if len(self.fits) else ()
+        return dict(zip(("evaluation/goal_reach", "evaluation/goal_reach_shuffled"), map(float, shares), strict=False))
 
     def __str__(self) -> str:
         return f"mean return {self.mean:.1f} ± {self.deviation:.1f} over {len(self.episodes)} episodes"
@@ -68,7 +78,7 @@ def evaluate(agent: Agent, options: EnvOptions, episodes: int, seed: int, record
     envs = make_vector(options, seed, envs=min(episodes, side_by_side))
     generator = torch.Generator(agent.device).manual_seed(seed)
     share = np.full(envs.size, episodes // envs.size) + (np.arange(envs.size) < episodes % envs.size)
-    carry, scores, finished = agent.initial(envs.size), Scores(envs.size), []
+    carry, scores, finished, fits = agent.initial(envs.size), Scores(envs.size), [], []
     action, recording, recorded = carry.action.cpu().numpy(), Recording(), record == 0
     try:
         while share.any():
@@ -81,10 +91,13 @@ def evaluate(agent: Agent, options: EnvOptions, episodes: int, seed: int, record
                 if share[index]:
                     share[index] -= 1
                     finished.append(episode)
+            before = carry
             action, carry = agent.act(step, carry, generator)
+            first = torch.as_tensor(step.first, device=agent.device)
+            fits.append(agent.behavior.arrivals(before.goal, before.age, carry.latent, first))
     finally:
         envs.close()
-    return Evaluation(finished, recording)
+    return Evaluation(finished, recording, torch.cat(fits).cpu().numpy())
 
 
 def dream_along(agent: Agent, recording: Recording, context: int = 5) -> tuple[dict[str, np.ndarray], ...]:

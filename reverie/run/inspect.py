@@ -30,7 +30,7 @@ def count_parameters(model_state: dict[str, Tensor]) -> dict[str, int]:
     """Numbers per part of the model; the slow critic, being a copy, is left out."""
     counts: Counter[str] = Counter()
     for name, value in model_state.items():
-        owner, part = name.split(".")[:2]
-        if owner == "world" or part in ("actor", "critic"):
-            counts[f"{owner}.{part}"] += value.numel()
+        parts = name.split(".")
+        if "slow_critic" not in parts and len(parts) > 3:
+            counts[".".join(parts[: 2 if parts[0] == "world" else 3])] += value.numel()
     return {**counts, "total": sum(counts.values())}

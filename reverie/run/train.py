@@ -183,6 +183,7 @@ class DreamerV3Trainer:
         result = evaluate(self.agent, self.config.env, run.evaluate_episodes, seed % 2**32, RECORDED * run.video)
         log.info("Evaluation at step %d: %s", self.step, result)
         row = {"evaluation/return": result.mean, "evaluation/deviation": result.deviation, "run/seconds": self.seconds}
+        row |= result.goals
         self.history.append({"step": self.step, "updates": self.updates, **row})
         self.logger.write(self.step, row)
         if run.video:
