@@ -22,12 +22,17 @@ from reverie.types import Dream, Goal, Metrics
 LAYERS = 2
 """Hidden layers of the networks here."""
 
+GROUPS, CLASSES = 8, 8
+"""Of the codes that states are compressed to."""
+
 
 class GoalSpace(nn.Module, ABC):
     """``choice`` is the distribution of codes, without its parameters; ``target`` the width of targets."""
 
     choice: OneHot
     target: int
+    paints: bool = False
+    """Whether targets are states, which the world model can show."""
 
     @abstractmethod
     def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
@@ -63,10 +68,11 @@ class AutoencoderGoals(GoalSpace):
     """
 
     beta: Tensor
+    paints = True
 
-    def __init__(self, deter: int, units: int, reward: str, groups: int = 8, classes: int = 8, nats: float = 10.0):
+    def __init__(self, deter: int, units: int, reward: str, nats: float = 10.0):
         super().__init__()
-        self.choice, self.target, self.nats = OneHot(classes, 0.01, groups), deter, nats
+        self.choice, self.target, self.nats = OneHot(CLASSES, 0.01, GROUPS), deter, nats
         self.encoder = MLP(deter, units, LAYERS, self.choice.size)
         self.decoder = MLP(self.choice.size, units, LAYERS, deter)
         self.register_buffer("beta", torch.ones(()))

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
+from torch import Tensor
 
 from reverie import config as configuration
 from reverie.agent import Agent
@@ -21,6 +22,7 @@ from reverie.imagine import open_loop
 from reverie.run import checkpoint
 from reverie.run.collect import Episode, Scores
 from reverie.run.device import choose_device, set_up
+from reverie.types import Carry, Step
 
 MOST_ENVS = 50
 """Fast environments that are played side by side at most; of slow ones, as many as in training."""
@@ -35,9 +37,17 @@ class Recording:
 
     obs: list[dict[str, np.ndarray]] = field(default_factory=list)
     previous_action: list[np.ndarray] = field(default_factory=list)
+    target: list[Tensor] = field(default_factory=list)
+    """Of the goal that was in force after each observation."""
 
     def __len__(self) -> int:
         return len(self.obs)
+
+    def add(self, step: Step, previous_action: Float[np.ndarray, "E A"], carry: Carry) -> None:
+        """Keeps what the first environment showed, and what the agent made of it."""
+        self.obs.append({key: value[0].copy() for key, value in step.obs.items()})
+        self.previous_action.append(previous_action[0])
+        self.target.append(carry.goal.target[0])
 
 
 @dataclass(frozen=True)
@@ -83,21 +93,29 @@ def evaluate(agent: Agent, options: EnvOptions, episodes: int, seed: int, record
     try:
         while share.any():
             step = envs.step(action)
-            if not recorded:
-                recording.obs.append({key: value[0].copy() for key, value in step.obs.items()})
-                recording.previous_action.append(action[0])
-                recorded = bool(step.last[0]) or len(recording) == record
             for index, episode in scores.add(step.reward, step.first, step.last):
                 if share[index]:
                     share[index] -= 1
                     finished.append(episode)
-            before = carry
+            before, previous_action = carry, action
             action, carry = agent.act(step, carry, generator)
+            if not recorded:
+                recording.add(step, previous_action, carry)
+                recorded = bool(step.last[0]) or len(recording) == record
             first = torch.as_tensor(step.first, device=agent.device)
             fits.append(agent.behavior.arrivals(before.goal, before.age, carry.latent, first))
     finally:
         envs.close()
     return Evaluation(finished, recording, torch.cat(fits).cpu().numpy())
+
+
+@torch.no_grad()
+def show_goals(agent: Agent, recording: Recording) -> dict[str, np.ndarray]:
+    """The goals of a recording as the world model would see them, by key [T, ...]; empty where goals are no states."""
+    if agent.behavior.goals is None or not agent.behavior.goals.paints:
+        return {}
+    shown = agent.world.show(agent.world.likely(torch.stack(recording.target)))
+    return {key: value.cpu().numpy() for key, value in shown.items()}
 
 
 def dream_along(agent: Agent, recording: Recording, context: int = 5) -> tuple[dict[str, np.ndarray], ...]:

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxtyping import Float
 from torch import Tensor
 
+from reverie.behavior.goals import GROUPS
 from reverie.run import checkpoint
 
 
@@ -23,7 +25,16 @@ def describe(path: Path) -> Iterator[str]:
         yield f"    step {row['step']}: {row['evaluation/return']:.1f} ± {row['evaluation/deviation']:.1f}"
     yield f"  parameters ({config.world.size}):"
     yield from (f"    {name:<24}{count:>12,}" for name, count in count_parameters(state["model_state"]).items())
+    if config.hierarchy.enabled:
+        yield "  goals in force, one code per environment:"
+        groups = {"autoencoder": GROUPS, "skill": 1}[config.hierarchy.goals]
+        yield from (f"    {code}" for code in goal_codes(state["collector"]["goal"][0], groups))
     yield f"  keys: {' '.join(sorted(state))}"
+
+
+def goal_codes(codes: Float[Tensor, "E G"], groups: int) -> list[str]:
+    """The class of each group, such as ``3-0-7``."""
+    return ["-".join(map(str, code.unflatten(-1, (groups, -1)).argmax(-1).tolist())) for code in codes]
 
 
 def count_parameters(model_state: dict[str, Tensor]) -> dict[str, int]:

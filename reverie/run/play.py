@@ -12,7 +12,7 @@ from reverie.agent import Agent
 from reverie.env import EnvOptions, make_vector
 from reverie.run import video
 from reverie.run.collect import Scores
-from reverie.run.evaluate import RECORDED, Recording, dream_along
+from reverie.run.evaluate import RECORDED, Recording, dream_along, show_goals
 
 
 def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Path) -> Iterator[str]:
@@ -30,20 +30,22 @@ def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Pa
             frames, recording, finished = [], Recording(), []
             while not finished:
                 step = envs.step(action)
-                if len(recording) < RECORDED:
-                    recording.obs.append({key: value[0].copy() for key, value in step.obs.items()})
-                    recording.previous_action.append(action[0])
                 if (frame := envs.render()) is not None:
                     frames.append(frame)
                 finished = scores.add(step.reward, step.first, step.last)
+                previous_action = action
                 action, carry = agent.act(step, carry, generator)
+                if len(recording) < RECORDED:
+                    recording.add(step, previous_action, carry)
             episode = finished[0][1]
             yield f"episode {number}: return {episode.total:.1f}, length {episode.length}"
             if frames:
                 yield f"  {video.write(output / f'episode_{number}.mp4', np.stack(frames))}"
             truth, dream = dream_along(agent, recording)
+            goals = show_goals(agent, recording)
             for key in truth:
                 path = output / f"dream_{number}_{key}.mp4"
-                yield f"  {video.write(path, video.side_by_side(truth[key], dream[key], context=5))}"
+                frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key))
+                yield f"  {video.write(path, frames)}"
     finally:
         envs.close()

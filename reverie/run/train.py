@@ -24,7 +24,7 @@ from reverie.run import checkpoint, video
 from reverie.run.clock import Every, Interruption, Ratio
 from reverie.run.collect import Collector
 from reverie.run.device import choose_device, set_up
-from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate
+from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, show_goals
 from reverie.run.lock import lock
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
@@ -195,8 +195,9 @@ class DreamerV3Trainer:
 
     def _film(self, result: Evaluation) -> None:
         truth, dream = dream_along(self.agent, result.recording)
+        goals = show_goals(self.agent, result.recording)
         for key in truth:
-            frames = video.side_by_side(truth[key], dream[key], context=5)
+            frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key))
             path = video.write(self.folder / "media" / f"{self.step:09d}_{key}.mp4", frames)
             self.logger.media(self.step, f"dream/{key}", path)
 

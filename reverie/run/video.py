@@ -43,32 +43,45 @@ def write(path: Path, frames: Frames, fps: int = 20) -> Path:
     return path
 
 
-def side_by_side(truth: Shaped[np.ndarray, "T ..."], dream: Shaped[np.ndarray, "T ..."], context: int = 0) -> Frames:
+def side_by_side(
+    truth: Shaped[np.ndarray, "T ..."],
+    dream: Shaped[np.ndarray, "T ..."],
+    context: int = 0,
+    goal: Shaped[np.ndarray, "T ..."] | None = None,
+) -> Frames:
     """Shows what happened beside what was dreamed.
 
-    Images uint8 [T, H, W, 1 or 3] become three panels, truth | dream | error; anything else, flattened to [T, D],
-    becomes curves over time. The first ``context`` steps were seen by the model, the rest it had to imagine.
+    Images uint8 [T, H, W, 1 or 3] become panels, truth | dream | error and, where there is a manager, its goal.
+    Anything else, flattened to [T, D], becomes curves over time. The first ``context`` steps were seen by the model,
+    the rest it had to imagine.
     """
     if truth.ndim == 4 and truth.shape[-1] in (1, 3) and truth.dtype == np.uint8:
-        return _panels(truth, dream, context)
+        return _panels(truth, dream, context, goal)
     return _curves(truth.reshape(len(truth), -1), dream.reshape(len(dream), -1), context)
 
 
-def _panels(truth: UInt8[np.ndarray, "T H W C"], dream: UInt8[np.ndarray, "T H W C"], context: int) -> Frames:
+def _panels(
+    truth: UInt8[np.ndarray, "T H W C"],
+    dream: UInt8[np.ndarray, "T H W C"],
+    context: int,
+    goal: UInt8[np.ndarray, "T H W C"] | None,
+) -> Frames:
     error = np.abs(truth.astype(np.int16) - dream).astype(np.uint8)
-    triple = [_enlarge(np.broadcast_to(x, (*x.shape[:3], 3)), SMALLEST) for x in (truth, dream, error)]
-    steps, height, width = triple[0].shape[:3]
-    canvas = Image.new("RGB", (3 * width + 4 * MARGIN, height + 56), BACKGROUND)
+    films = [truth, dream, error] + ([] if goal is None else [goal])
+    films = [_enlarge(np.broadcast_to(x, (*x.shape[:3], 3)), SMALLEST) for x in films]
+    steps, height, width = films[0].shape[:3]
+    canvas = Image.new("RGB", (len(films) * (width + MARGIN) + MARGIN, height + 56), BACKGROUND)
     frames = []
     for t in range(steps):
         image = canvas.copy()
         draw = ImageDraw.Draw(image)
         seen = t < context
-        for index, name in enumerate(("truth", "seen" if seen else "dream", "error")):
+        names = ("truth", "seen" if seen else "dream", "error", "goal")
+        for index, (name, film) in enumerate(zip(names, films, strict=False)):
             left = MARGIN + index * (width + MARGIN)
             color = DREAM if name == "dream" else TRUTH if name in ("truth", "seen") else TEXT
             draw.text((left, 9), name, color, _font(15))
-            image.paste(Image.fromarray(np.ascontiguousarray(triple[index][t])), (left, 34))
+            image.paste(Image.fromarray(np.ascontiguousarray(film[t])), (left, 34))
         right = MARGIN + (image.width - 2 * MARGIN) * (t + 1) / steps
         draw.rectangle((MARGIN, height + 44, image.width - MARGIN, height + 46), SHADE)
         draw.rectangle((MARGIN, height + 44, right, height + 46), TRUTH if seen else DREAM)

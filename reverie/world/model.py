@@ -202,6 +202,11 @@ class MultimodalWorldModel(nn.Module):
         """
         return torch.sigmoid(self.continue_head(features).squeeze(-1)) / self.discount
 
+    def likely(self, deter: Float[Tensor, "*batch D"]) -> Latent:
+        """The latent that a deterministic state most likely stands for."""
+        logits = self.rssm.predict(deter)
+        return Latent(deter, one_hot(logits.argmax(-1), self.sizes.classes), logits)
+
     def show(self, latent: Latent) -> dict[str, Tensor]:
         """What the model sees in a latent [*batch]: every observation key in its own units and dtype."""
         shown: dict[str, Tensor] = {}
