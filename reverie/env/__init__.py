@@ -3,8 +3,9 @@
 Start with `make_vector`. `ENVIRONMENTS` is the registry; add your own with ``ENVIRONMENTS["custom"] = factory``.
 """
 
+from reverie.env.placement import with_mode
 from reverie.env.registry import ENVIRONMENTS, EnvOptions, make, with_protocol
-from reverie.env.vector import VectorEnv, make_vector, runs_inline
+from reverie.env.vector import VectorEnv, make_vector
 from reverie.env.wrappers import Environment
 
 __all__ = [
@@ -14,6 +15,6 @@ __all__ = [
     "VectorEnv",
     "make",
     "make_vector",
-    "runs_inline",
+    "with_mode",
     "with_protocol",
 ]

@@ -17,9 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
-import gymnasium
 import numpy as np
 
+from reverie.env.placement import with_mode
 from reverie.env.registry import ENVIRONMENTS, EnvOptions, find, make, suite_of
 from reverie.env.slot import Slot
 from reverie.env.worker import Inline, Place, Worker
@@ -30,10 +30,6 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 2.0
 """How long `VectorEnv.close` waits for workers before it ends them."""
-
-FAST_SUITES = {"deep_sea", "minigrid", "pinpad"}
-FAST_MODULES = ("gymnasium.envs.classic_control", "gymnasium.envs.toy_text")
-"""Environments that step faster than a message to another process takes."""
 
 
 class VectorEnv:
@@ -131,15 +127,11 @@ def make_vector(options: EnvOptions, seed: int, *, envs: int | None = None) -> V
     """``envs`` (or ``options.envs``) environments, inline or in processes. Raises as `make` and `VectorEnv` do."""
     size = envs or options.envs
     find(options.name)
-    recipe = None if runs_inline(options, size) else _recipe(options)
+    options = with_mode(options)
+    recipe = None if options.mode == "inline" else _recipe(options)
     if recipe is None:
         return VectorEnv(options, seed, size, lambda number: Inline(functools.partial(make, options)))
     return VectorEnv(options, seed, size, lambda number: Worker(recipe, f"{options.name}-{number}"))
-
-
-def runs_inline(options: EnvOptions, size: int) -> bool:
-    """Whether ``size`` environments run in this process rather than each in its own."""
-    return options.mode == "inline" or (options.mode == "auto" and (size == 1 or _is_fast(options.name)))
 
 
 def _recipe(options: EnvOptions) -> bytes | None:
@@ -160,8 +152,3 @@ def _registered(name: str) -> dict[str, Any]:
 def _build(options: EnvOptions, registered: dict[str, Any]) -> Environment:
     ENVIRONMENTS.update(registered)
     return make(options)
-
-
-def _is_fast(name: str) -> bool:
-    spec = gymnasium.registry.get(name)
-    return suite_of(name) in FAST_SUITES or (spec is not None and str(spec.entry_point).startswith(FAST_MODULES))

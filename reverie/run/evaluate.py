@@ -17,7 +17,7 @@ from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.behavior.hierarchy import REACHED
 from reverie.config import Config
-from reverie.env import EnvOptions, make, make_vector, runs_inline
+from reverie.env import EnvOptions, make, make_vector, with_mode
 from reverie.imagine import open_loop
 from reverie.run import checkpoint
 from reverie.run.collect import Episode, Scores
@@ -84,7 +84,8 @@ def evaluate(agent: Agent, options: EnvOptions, episodes: int, seed: int, record
 
     ``record`` is how many steps of the first environment's first episode to keep.
     """
-    side_by_side = MOST_ENVS if runs_inline(options, MOST_ENVS) else options.envs
+    options = with_mode(options)
+    side_by_side = MOST_ENVS if options.mode == "inline" else options.envs
     envs = make_vector(options, seed, envs=min(episodes, side_by_side))
     generator = torch.Generator(agent.device).manual_seed(seed)
     share = np.full(envs.size, episodes // envs.size) + (np.arange(envs.size) < episodes % envs.size)
@@ -142,7 +143,7 @@ def restore_agent(path: Path, device: str, env: str | None = None) -> tuple[Agen
     chosen = choose_device(device)
     config, state = checkpoint.load_run(path)
     if env is not None:
-        config = configuration.override(config.model_dump(mode="json"), (), {"env.name": env})
+        config = configuration.override(config.model_dump(mode="json"), (), {"env.name": env, "env.mode": "auto"})
     set_up(config.run.threads, config.run.kernels)
     example = make(config.env)
     spaces = example.observation, example.action

@@ -18,7 +18,7 @@ from reverie import config as configuration
 from reverie import native
 from reverie.agent import Agent
 from reverie.config import Config
-from reverie.env import make_vector
+from reverie.env import make_vector, with_mode
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
 from reverie.run.clock import Every, Interruption, Ratio
@@ -56,7 +56,7 @@ class DreamerV3Trainer:
 
     def _open(self, resources: ExitStack, state: Mapping[str, Any] | None) -> None:
         """Takes the folder, starts environments and replay, and goes back to ``state``."""
-        config, run = self.config, self.config.run
+        run = self.config.run
         device = choose_device(run.device)
         set_up(run.threads, run.kernels)
         resources.enter_context(lock(self.folder))
@@ -65,6 +65,7 @@ class DreamerV3Trainer:
             raise StoredDataError(
                 f"{self.folder} holds another run; resume it with --checkpoint {latest}, or choose another run.name"
             )
+        config = self.config = self.config.model_copy(update={"env": with_mode(self.config.env)})
         self.envs = make_vector(config.env, run.seed)
         resources.callback(self.envs.close)
         spaces = self.envs.observation, self.envs.action

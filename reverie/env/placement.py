@@ -1,0 +1,112 @@
+"""Where environments run when the options leave that open: what is faster to step than to ask stays in this process.
+
+Rows are the same wherever they are made, so timing decides how fast a run is and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import multiprocessing
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from reverie.env.registry import EnvOptions, make
+from reverie.env.wrappers import Environment
+from reverie.types import ReverieError, action_width
+
+logger = logging.getLogger(__name__)
+
+STEPS, SECONDS = 200, 0.05
+"""The timing ends at whichever comes first."""
+
+MESSAGES = 20
+
+WORTH = 2.0
+"""Messages that a step must outlast: a process also has to be woken, watched and kept in memory."""
+
+
+def with_mode(options: EnvOptions) -> EnvOptions:
+    """The options with ``mode`` decided: an environment is made for the timing alone, and thrown away.
+
+    One that fails meanwhile goes to processes, where it is watched. Raises `ConfigError` as `make` does.
+    """
+    if options.mode != "auto":
+        return options
+    mode, reason = "processes", ""
+    try:
+        with _global_random_state_kept():
+            step, message = _time(options)
+        reason = f"a step takes {1000 * step:.2f} ms, a message to another process {1000 * message:.2f} ms"
+        mode = "processes" if step > WORTH * message else "inline"
+    except ReverieError:
+        raise
+    except Exception as error:  # a foreign environment may raise anything
+        reason = f"failed while it was timed ({type(error).__name__}: {error})"
+    logger.info("%s: %s; env.mode = %s", options.name, reason, mode)
+    return options.model_copy(update={"mode": mode})
+
+
+def _time(options: EnvOptions) -> tuple[float, float]:
+    """Seconds of one step, and of one message that carries its result."""
+    environment = make(options)
+    try:
+        step, question, answer = _time_steps(environment)
+    finally:
+        environment.close()
+    return step, _time_message(question, answer)
+
+
+def _time_steps(environment: Environment) -> tuple[float, Any, Any]:
+    """Mean seconds of a step with random actions, episodes begun included; the last action, and what it led to."""
+    draw, width = np.random.default_rng(0), action_width(environment.action)
+    seconds, over, action, answer = [], True, None, None
+    while len(seconds) <= STEPS and sum(seconds[1:]) < SECONDS:  # the first one may load what all others use
+        action = draw.uniform(-1, 1, width).astype(np.float32)
+        began = time.perf_counter()
+        if over:
+            environment.reset(len(seconds))
+        _, _, terminated, truncated = answer = environment.step(action)
+        over = terminated or truncated
+        seconds.append(time.perf_counter() - began)
+    return float(np.mean(seconds[1:])), action, answer
+
+
+def _time_message(question: Any, answer: Any) -> float:
+    """Median seconds until a question has gone through a pipe and its answer has come back.
+
+    A thread answers: it must be woken as a process must, but need not be started.
+    """
+    ours, theirs = multiprocessing.Pipe()
+
+    def serve() -> None:
+        with theirs:
+            for _ in range(MESSAGES):
+                theirs.recv()
+                theirs.send(answer)
+
+    threading.Thread(target=serve, daemon=True).start()
+    seconds = []
+    with ours:
+        for _ in range(MESSAGES):
+            began = time.perf_counter()
+            ours.send(question)
+            ours.recv()
+            seconds.append(time.perf_counter() - began)
+    return float(np.median(seconds))
+
+
+@contextlib.contextmanager
+def _global_random_state_kept() -> Iterator[None]:
+    """Some environments draw from the global generators, which the run may share with them."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
