@@ -5,6 +5,7 @@ Read `Agent.learn` from top to bottom: it is the algorithm.
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -120,6 +121,10 @@ class Agent(nn.Module):
         latent = self.world.initial(envs)
         action, age = latent.deter.new_zeros(envs, self.action_width), latent.deter.new_zeros(envs, dtype=torch.long)
         return Carry(latent, action, self.behavior.nothing(latent), age)
+
+    def twin(self) -> Agent:
+        """An agent with a copy of the weights and the same random numbers: it can act while this one learns."""
+        return copy.deepcopy(self, {id(self.optimizers): {}, id(self.generators): self.generators})
 
     @torch.no_grad()
     def act(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[np.ndarray, Carry]:

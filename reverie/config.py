@@ -46,8 +46,9 @@ FLAT = {
     "checkpoint_dir": "run.checkpoint_dir",
     "log_interval": "run.log_every",
     "checkpoint_interval": "run.checkpoint_every",
+    "run.async": "run.asynchronous",
 }
-"""Short names that a file may use at its top level, and the keys that they stand for."""
+"""Other names that users may write, and the keys that they stand for."""
 
 
 class RunOptions(Options):
@@ -69,6 +70,8 @@ class RunOptions(Options):
     """Native kernels on a CPU: built once with the machine's C compiler, where there is one."""
     ratio: float = Field(default=0.25, gt=0, le=64)
     """Updates of the agent per environment step."""
+    asynchronous: bool = False
+    """Play in a thread of its own, a few steps ahead of learning: faster where few environments are slow."""
     evaluate_every: int = Field(default=10_000, ge=0)
     """Environment steps between evaluations; 0 for none."""
     evaluate_episodes: int = Field(default=10, ge=1, le=10_000)
@@ -232,9 +235,13 @@ def _refuse_unsound(value: Any, path: str) -> None:
 
 def _nested(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The same values under their full keys."""
-    nested = {key: value for key, value in tree.items() if key not in FLAT}
-    for short in filter(tree.__contains__, FLAT):
-        key, value = FLAT[short], tree[short]
+    nested = {name: dict(value) if isinstance(value, dict) else value for name, value in tree.items()}
+    for short, key in FLAT.items():
+        place, _, name = short.rpartition(".")
+        section = _find(nested, place) if place else nested
+        if not isinstance(section, dict) or name not in section:
+            continue
+        value = section.pop(name)
         present = _find(nested, key)
         if present is not None and present != value:
             raise ConfigError(f"{short} = {_show(value)} but {key} = {_show(present)}: the same option; keep one")

@@ -86,6 +86,17 @@ def test_a_short_name_sets_what_it_stands_for(short, file):
     assert loaded == value
 
 
+def test_run_async_works_in_a_file_and_as_an_override(file):
+    path = file({"run": {"async": True, "steps": 5}})
+    assert load(path).run.asynchronous and load(path).run.steps == 5
+    assert not load(path, ["run.async=false"]).run.asynchronous
+    assert load(file(dump(load(path)).encode()), ["run.async=true"]).run.asynchronous
+    assert "run.async = true but run.asynchronous = false" in refusal(
+        file({"run": {"async": True, "asynchronous": False}})
+    )
+    assert "run.asynchronous" in refusal(file({"run": {"async": "yes"}}))
+
+
 def test_a_short_name_and_its_key_may_agree_but_not_differ(file):
     assert load(file({"batch_size": 5, "replay": {"batch_size": 5}})).replay.batch_size == 5
     message = refusal(file({"batch_size": 5, "replay": {"batch_size": 6}}))

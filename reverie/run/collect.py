@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reverie.agent import Agent
 from reverie.env import VectorEnv
 from reverie.replay import SequenceReplayBuffer
-from reverie.types import Carry, Goal, Latent
+from reverie.types import Carry, Goal, Latent, Step
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,15 @@ class Scores:
         return [(int(i), Episode(float(self.total[i]), int(self.length[i]))) for i in np.flatnonzero(last)]
 
 
+@dataclass(frozen=True)
+class Played:
+    """One step of E environments: what they showed, what the agent did, and the latent [E, ...] that it was in."""
+
+    step: Step
+    action: np.ndarray
+    latent: dict[str, np.ndarray]
+
+
 class Collector:
     """What must be remembered between two steps of the real environments, and how to take one.
 
@@ -48,18 +59,42 @@ class Collector:
         self.carry, self.scores = agent.initial(envs.size), Scores(envs.size)
         self.action = self.carry.action.cpu().numpy()
         self.stepping = False
+        self.ahead: deque[Played] = deque()
+        """What was played and is not in replay yet: only a collector that is asynchronous leaves something here."""
 
     def step(self) -> list[Episode]:
-        """Plays one step in every environment; returns the episodes that ended."""
+        """Brings one step of every environment to replay; returns the episodes that ended."""
+        played = self.take()
+        self.replay.add(played.step, played.action, played.latent)
+        ended = self.scores.add(played.step.reward, played.step.first, played.step.last)
+        return [episode for _, episode in ended]
+
+    def take(self) -> Played:
+        """The oldest step that replay does not have."""
+        return self.ahead.popleft() if self.ahead else self.play()
+
+    def play(self) -> Played:
+        """Takes one step in every environment."""
         if not self.stepping:
             self.envs.send(self.action)
         step = self.envs.receive()
-        self.action, self.carry = self.agent.act(step, self.carry)
+        self.action, self.carry = self.act(step)
         stored = self.agent.world.pack(self.carry.latent)
         self.envs.send(self.action)
         self.stepping = True
-        self.replay.add(step, self.action, {name: value.cpu().numpy() for name, value in stored.items()})
-        return [episode for _, episode in self.scores.add(step.reward, step.first, step.last)]
+        return Played(step, self.action, {name: value.cpu().numpy() for name, value in stored.items()})
+
+    def act(self, step: Step) -> tuple[np.ndarray, Carry]:
+        return self.agent.act(step, self.carry)
+
+    def refresh(self) -> None:
+        """Call it after an update: whoever plays with a copy of the weights copies them anew."""
+
+    def settle(self) -> None:
+        """Waits until nobody plays; then agent, replay and `state_dict` belong together until the next `step`."""
+
+    def close(self) -> None:
+        """Ends what plays in the background."""
 
     def state_dict(self) -> dict[str, Any]:
         latent = self.carry.latent
@@ -71,6 +106,7 @@ class Collector:
             "age": self.carry.age,
             "total": torch.from_numpy(self.scores.total),
             "length": torch.from_numpy(self.scores.length),
+            "ahead": [_each(torch.from_numpy, asdict(played)) for played in self.ahead],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -81,3 +117,10 @@ class Collector:
         self.carry = Carry(Latent(*latent), state["action"].to(device), Goal(*goal), state["age"].to(device))
         self.action = state["action"].cpu().numpy()
         self.scores.total, self.scores.length = state["total"].numpy().copy(), state["length"].numpy().copy()
+        ahead = [_each(Tensor.numpy, played) for played in state["ahead"]]
+        self.ahead = deque(Played(Step(**played["step"]), played["action"], played["latent"]) for played in ahead)
+
+
+def _each(function: Callable[[Any], Any], tree: Any) -> Any:
+    """The function of every value in nested dicts."""
+    return {key: _each(function, value) for key, value in tree.items()} if isinstance(tree, dict) else function(tree)

@@ -111,7 +111,8 @@ class Profile:
 def profile(config: Config, updates: int, warmup: int = 5) -> Profile:
     """Trains in a folder that is thrown away, ``warmup`` updates first, and measures ``updates`` more."""
     with tempfile.TemporaryDirectory() as folder:
-        quiet = {"name": "profile", "directory": folder, "checkpoint_dir": f"{folder}/checkpoints"}
+        quiet: dict[str, Any] = {"name": "profile", "directory": folder, "checkpoint_dir": f"{folder}/checkpoints"}
+        quiet["asynchronous"] = False  # the stopwatch is for one thread
         config = config.model_copy(update={"run": config.run.model_copy(update=quiet)})
         trainer = DreamerV3Trainer(config)
         try:

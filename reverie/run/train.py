@@ -21,6 +21,7 @@ from reverie.config import Config
 from reverie.env import make_vector, with_mode
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
+from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
 from reverie.run.clock import Every, Interruption, Ratio
 from reverie.run.collect import Collector
 from reverie.run.device import choose_device, set_up
@@ -73,7 +74,10 @@ class DreamerV3Trainer:
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
         resources.callback(self.replay.close)
-        self.collector = Collector(self.envs, self.agent, self.replay)
+        parts = self.envs, self.agent, self.replay
+        lead = sufficient_lead(run.ratio, self.envs.size)
+        self.collector = AsynchronousCollector(*parts, lead) if run.asynchronous else Collector(*parts)
+        resources.callback(self.collector.close)
         self.checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints", Path(run.checkpoint_dir))
         if state is not None:
             self._restore(state)
@@ -164,6 +168,7 @@ class DreamerV3Trainer:
         batch = self.replay.sample()
         metrics, latent = self.agent.learn(batch)
         self.replay.write_latent(batch.slot, {name: value.cpu() for name, value in latent.items()})
+        self.collector.refresh()
         self.updates += 1
         self._recent.append(metrics)
 
@@ -215,6 +220,7 @@ class DreamerV3Trainer:
 
     def save(self, best: bool = False) -> None:
         """Writes a checkpoint that names the replay rows it belongs to."""
+        self.collector.settle()
         self.replay.flush()
         state = self.agent.checkpoint() | {
             "config": self.config.model_dump(mode="json"),
@@ -246,6 +252,8 @@ class DreamerV3Trainer:
                 self.collector.load_state_dict(state["collector"])
         except (KeyError, TypeError, AttributeError) as error:
             raise StoredDataError(f"the checkpoint's replay or collector lacks {error}; use another one") from error
+        if self.config.run.asynchronous:
+            log.warning("resume is not bit-exact: collection is asynchronous")
         if state["threads"] != torch.get_num_threads():
             log.warning("resume is not bit-exact: %d threads before, %d now", state["threads"], torch.get_num_threads())
         if state.get("kernels") != self._kernels():

@@ -1,0 +1,92 @@
+"""Asynchronous collection: environments step and the agent acts in a thread of their own while the agent learns.
+
+It pays where few environments are slow: in lock-step, one update hides one step of theirs, here as many as it lasts.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+
+from reverie.agent import Agent
+from reverie.env import VectorEnv
+from reverie.replay import SequenceReplayBuffer
+from reverie.run.collect import Collector, Played
+from reverie.types import Carry, Step
+
+LONGEST_LEAD = 64
+
+
+def sufficient_lead(ratio: float, envs: int) -> int:
+    """Steps to play ahead so that learning waits for none: those that one update belongs to, and one more."""
+    return min(1 + math.ceil(1 / (ratio * envs)), LONGEST_LEAD)
+
+
+class AsynchronousCollector(Collector):
+    """Plays with a copy of the weights, in a thread that is at most ``lead`` steps ahead of replay.
+
+    Replay and scores stay with the caller of `step`: rows arrive there one step at a time, in order, and updates keep
+    their ratio to them. Which update's weights chose an action depends on timing.
+    """
+
+    def __init__(self, envs: VectorEnv, agent: Agent, replay: SequenceReplayBuffer, lead: int):
+        super().__init__(envs, agent.twin(), replay)
+        self.learner, self.lead = agent, lead
+        self.failure: BaseException | None = None
+        self.closed = False
+        self.changed = threading.Condition()  # guards `ahead`, `failure` and `closed`
+        self.weights = threading.Lock()  # the copy acts, or is refreshed
+        self.thread = threading.Thread(target=self._play_ahead, name="collector", daemon=True)
+
+    def take(self) -> Played:
+        """As soon as there is one, the oldest step that replay does not have; after the last, what ended the thread."""
+        if self.thread.ident is None:
+            self.refresh()
+            self.thread.start()
+        with self.changed:
+            self.changed.wait_for(lambda: self.ahead or self.failure)
+            if self.failure and not self.ahead:
+                raise self.failure
+            self.changed.notify()
+            return self.ahead.popleft()
+
+    def act(self, step: Step) -> tuple[np.ndarray, Carry]:
+        with self.weights:
+            return super().act(step)
+
+    def refresh(self) -> None:
+        with self.weights:
+            self.agent.load_state_dict(self.learner.state_dict())
+
+    def settle(self) -> None:
+        if self.thread.is_alive():
+            with self.changed:
+                self.changed.wait_for(lambda: len(self.ahead) >= self.lead or self.failure)
+
+    def close(self) -> None:
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        if self.thread.is_alive():
+            self.thread.join()
+
+    def _play_ahead(self) -> None:
+        try:
+            while self._has_room():
+                played = self.play()
+                with self.changed:
+                    self.ahead.append(played)
+                    self.changed.notify()
+        except BaseException as failure:
+            self.envs.abandon()  # some environments took a step that nobody saw
+            with self.changed:
+                self.failure = failure
+                self.changed.notify()
+
+    def _has_room(self) -> bool:
+        """Waits until another step may be played; false when there is none to play any more."""
+        with self.changed:
+            self.changed.wait_for(lambda: len(self.ahead) < self.lead or self.closed)
+            return not self.closed
