@@ -30,8 +30,8 @@ check: $(READY)  ## check format, style and types
 bench: $(READY)  ## measure learning and write benchmarks/results
 	.venv/bin/python benchmarks/learning.py
 
-clean:  ## remove .venv and every cache, but no run
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+clean:  ## remove .venv, .peers and every cache, but no run
+	rm -rf .venv .peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt

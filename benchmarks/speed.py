@@ -1,10 +1,12 @@
-"""Speed of one full update (explain a batch, dream, improve), with native kernels and in plain tensors.
+"""How long a full update takes (explain a batch, dream, improve): Reverie's settings and its peers.
 
-    python benchmarks/speed.py                          # all workloads
-    python benchmarks/speed.py size1m --threads 1
+    python benchmarks/speed.py                                    # everything, eleven minutes on two cores
+    python benchmarks/speed.py size1m mid --contestants reverie   # some of it
 
-Every measurement is a process of its own; the settings take turns, so that a busy minute of the machine hits all of
-them. Results are in ``benchmarks/results/speed.json``: medians over all updates, and peak memory.
+Peers come from the package index, each into an environment of its own in ``.peers``, made on first use. All train the
+same network on batches of the same shape, with as many threads, held on fixed cores. Every measurement is a process of
+its own, and the contestants take turns, so that a busy minute of the machine hits all of them. Medians over all updates
+and peak memory go to ``benchmarks/results/speed.{json,png}``, a workload at a time. Runs on Linux.
 """
 
 from __future__ import annotations
@@ -12,135 +14,192 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import resource
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
+import venv
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
-import torch
+from learning import machine
 
-from reverie.agent import Agent
-from reverie.config import Config, load
-from reverie.run.device import set_up
-from reverie.types import ActionPart, Batch, ObservationSpec
+from reverie.config import dump, load
+from reverie.types import ObservationSpec
 
-RESULTS = Path(__file__).parent / "results" / "speed.json"
-SETTINGS = ("kernels", "tensors")
-PUBLISHED = ["behavior.epochs=1", "behavior.minibatches=1", "replay.batch_size=16", "replay.length=64"]
+SCRIPTS = Path(__file__).parent / "peers"
+CONFIGS = Path(__file__).parents[1] / "configs"
+INSTALLED = Path(__file__).parents[1] / ".peers"
+RESULTS = Path(__file__).parent / "results"
+
+SETTINGS = {
+    "reverie": (),
+    "reverie-tensors": ("run.kernels=off",),
+}
+"""Reverie's ways to compute, as changes of the configuration; everything is compared with the first."""
+PEERS = ("sheeprl", "torchrl")
+"""Each has a script and a file of requirements in ``peers``."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A file in ``configs`` with changes, the shape of what is observed, and the number of actions."""
+    """A file in ``configs`` with changes, what is observed and done, and who takes part."""
 
     config: str
-    changes: list[str]
+    changes: tuple[str, ...]
     observation: ObservationSpec
     actions: int
+    contestants: tuple[str, ...] = ("reverie", "reverie-tensors")
+    rounds: int = 3
 
 
-NUMBERS = ObservationSpec((16,), "float32")
+PUBLISHED = ("world.size=1m", "replay.batch_size=16", "replay.length=64")
+MID = (*PUBLISHED, "world.hidden=512", "world.units=512", "world.embed_dim=512", "world.classes=32", "world.layers=2")
+NUMBERS, IMAGE = ObservationSpec((16,), "float32"), ObservationSpec((64, 64, 3), "uint8")
 WORKLOADS = {
-    "cartpole": Workload("default", [], ObservationSpec((4,), "float32"), 2),
-    "size1m": Workload("dreamerv3", ["world.size=1m", *PUBLISHED], NUMBERS, 5),
-    "mid": Workload(
-        "dreamerv3",
-        ["world.size=1m", "world.hidden=512", "world.units=512", "world.layers=2", "behavior.layers=2", *PUBLISHED],
-        NUMBERS,
-        5,
-    ),
-    "pixels": Workload("pixels", [], ObservationSpec((64, 64, 3), "uint8"), 7),
+    "size1m": Workload("dreamerv3", PUBLISHED, NUMBERS, 5, ("reverie", "reverie-tensors", *PEERS)),
+    "mid": Workload("dreamerv3", MID, NUMBERS, 5, ("reverie", "reverie-tensors", *PEERS)),
+    # A minute per update of sheeprl. TorchRL's image encoder is another, smaller network.
+    "image": Workload("dreamerv3", (*MID, "world.depth=32"), IMAGE, 5, ("reverie", "sheeprl"), rounds=1),
+    "cartpole": Workload("default", (), ObservationSpec((4,), "float32"), 2),
+    "pixels": Workload("pixels", (), IMAGE, 7),
 }
 
 
-def make_batch(config: Config, agent: Agent, workload: Workload) -> Batch:
-    """Random sequences of the configured size."""
-    generator, shape = torch.Generator().manual_seed(0), (config.replay.batch_size, config.replay.length)
-    spec, sizes = workload.observation, agent.world.sizes
-    image = spec.dtype == "uint8"
-    obs = torch.rand(*shape, *spec.shape, generator=generator)
-    action = torch.eye(workload.actions)[torch.randint(workload.actions, shape, generator=generator)]
-    first = torch.rand(shape, generator=generator) < 0.02
-    return Batch(
-        obs={"observation": (255 * obs).to(torch.uint8) if image else obs},
-        action=action,
-        reward=torch.rand(shape, generator=generator),
-        first=first,
-        last=first.roll(-1, 1),
-        terminal=first.roll(-1, 1),
-        slot=torch.zeros(shape, dtype=torch.long),
-        context_action=action[:, 0],
-        context_latent={
-            "deter": torch.zeros(shape[0], sizes.deter),
-            "stoch": torch.zeros(shape[0], sizes.stoch, dtype=torch.uint8),
-        },
-    )
-
-
-def measure(name: str, setting: str, threads: int, updates: int) -> dict[str, object]:
-    """Milliseconds of each update after three that warm up, peak memory in MB, and the number of parameters."""
-    workload = WORKLOADS[name]
-    set_up(threads, "auto" if setting == "kernels" else "off")
-    config = load(Path(f"configs/{workload.config}.json"), workload.changes)
-    spaces = {"observation": workload.observation}, (ActionPart("action", workload.actions, True),)
-    agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, torch.device("cpu"))
-    batch, times = make_batch(config, agent, workload), []
-    for _ in range(3 + updates):
-        began = time.perf_counter()
-        agent.learn(batch)
-        times.append(1000 * (time.perf_counter() - began))
+def describe(workload: Workload, threads: int, seconds: float, changes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The task that every contestant's script takes; see ``peers/clock.py``."""
+    config = load(CONFIGS / f"{workload.config}.json", [*workload.changes, f"run.threads={threads}", *changes])
     return {
-        "milliseconds": times[3:],
-        "megabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "parameters": sum(parameter.numel() for parameter in agent.parameters() if parameter.requires_grad),
+        "config": json.loads(dump(config)),
+        "sizes": asdict(config.world.sizes),
+        "observation": asdict(workload.observation),
+        "actions": workload.actions,
+        "seconds": seconds,
     }
 
 
-def compare(name: str, threads: int, updates: int, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians of every setting, whose processes take turns."""
-    runs: dict[str, list[dict[str, object]]] = {setting: [] for setting in SETTINGS}
-    for _ in range(rounds):
-        for setting in SETTINGS:
-            command = [sys.executable, __file__, name, "--measure", setting, "--threads", str(threads)]
-            command += ["--updates", str(updates)]
-            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            runs[setting].append(json.loads(output))
-    table = {
-        setting: {
-            "milliseconds": round(median(value for run in found for value in run["milliseconds"]), 1),  # type: ignore[union-attr]
-            "megabytes": round(max(run["megabytes"] for run in found)),  # type: ignore[type-var]
-            "parameters": found[0]["parameters"],
-        }
-        for setting, found in runs.items()
+def run(program: list[str], task: dict[str, Any]) -> dict[str, Any]:
+    """What one process answers to a task. Ends everything with its error where it fails."""
+    threads = task["config"]["run"]["threads"]
+    cores = sorted(os.sched_getaffinity(0))[:threads]
+    # Unpinned, two threads may share one core for a whole run.
+    settings = {"OMP_NUM_THREADS": str(threads), "GOMP_CPU_AFFINITY": " ".join(map(str, cores))}
+    answer = subprocess.run([*program, json.dumps(task)], capture_output=True, text=True, env=os.environ | settings)
+    if answer.returncode:
+        sys.exit(f"{answer.stderr}\n{' '.join(program)} failed")
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def program_of(contestant: str) -> list[str]:
+    """The command that measures a contestant; a peer sees nothing but its own environment (``-E``)."""
+    if contestant in SETTINGS:
+        return [sys.executable, str(SCRIPTS / "reverie_update.py")]
+    return [str(install(contestant)), "-E", str(SCRIPTS / f"{contestant}_update.py")]
+
+
+def install(peer: str) -> Path:
+    """The Python of a peer's environment, made on first use and made anew when its requirements change."""
+    folder, requirements = INSTALLED / peer, SCRIPTS / f"{peer}.txt"
+    python, ready = folder / "bin" / "python", folder / "installed.txt"
+    if not ready.exists() or ready.read_text() != requirements.read_text():
+        print(f"installing {peer} in {folder}", flush=True)
+        venv.create(folder, clear=True, with_pip=True)
+        command = [python, "-m", "pip", "install", "--quiet", "--requirement", requirements]
+        if subprocess.run(command).returncode:
+            sys.exit(f"{peer} could not be installed; choose others with --contestants {' '.join(SETTINGS)}")
+        ready.write_text(requirements.read_text())
+    return python
+
+
+def compare(workload: Workload, contestants: list[str], threads: int, seconds: float) -> dict[str, dict[str, float]]:
+    """What every contestant needs, from processes that take turns."""
+    programs = {name: program_of(name) for name in contestants}
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
+    for _ in range(workload.rounds):
+        for name, program in programs.items():
+            task = describe(workload, threads, seconds, SETTINGS.get(name, ()))
+            answers[name].append(run(program, task))
+    return {name: summary(found) for name, found in answers.items()}
+
+
+def summary(answers: list[dict[str, Any]]) -> dict[str, float]:
+    """One contestant's processes: median and fastest update, peak memory, parameters, and how many updates."""
+    times = [time for answer in answers for time in answer["milliseconds"]]
+    return {
+        "milliseconds": round(median(times), 2),
+        "fastest": round(min(times), 2),
+        "megabytes": round(max(answer["megabytes"] for answer in answers)),
+        "parameters": answers[0]["parameters"],
+        "updates": len(times),
     }
-    ratio = table["tensors"]["milliseconds"] / table["kernels"]["milliseconds"]
-    print(f"{name}: {table['kernels']['milliseconds']} ms with kernels, {table['tensors']['milliseconds']} ms without "
-          f"({ratio:.2f} x), {threads} threads", flush=True)  # fmt: skip
-    return table
+
+
+def show(name: str, table: dict[str, dict[str, float]]) -> None:
+    """Prints a workload's rows, each with its multiple of the first one's time."""
+    first = next(iter(table.values()))["milliseconds"]
+    print(f"\n{name:<18}{'ms':>10}{'fastest':>10}{'ratio':>8}{'MB':>8}{'parameters':>12}{'updates':>9}")
+    for contestant, row in table.items():
+        time = row["milliseconds"]
+        print(f"  {contestant:<16}{time:>10.1f}{row['fastest']:>10.1f}{time / first:>8.2f}"
+              f"{row['megabytes']:>8}{row['parameters']:>12,}{row['updates']:>9}", flush=True)  # fmt: skip
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """A panel of bars for each workload."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    colors = dict(zip((*SETTINGS, *PEERS), pyplot.get_cmap("tab10").colors, strict=False))
+    figure, axes = pyplot.subplots(1, len(results), figsize=(3.4 * len(results), 2.6), squeeze=False)
+    for axis, (name, result) in zip(axes[0], results.items(), strict=True):
+        table = result["contestants"]
+        times = [row["milliseconds"] for row in table.values()]
+        bars = axis.barh(list(table), times, color=[colors.get(row, "gray") for row in table])
+        axis.bar_label(bars, [f"{time:,.0f} ms  {time / times[0]:.1f}x" for time in times], padding=3, fontsize=8)
+        axis.set(title=name, xlim=(0, 1.7 * max(times)), xticks=[])
+        axis.invert_yaxis()
+        axis.spines[["top", "right", "bottom"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with the choices that all measurements of time share; warns where the machine is busy."""
+    parser.add_argument("--threads", type=int, default=min(2, len(os.sched_getaffinity(0))))
+    parser.add_argument("--seconds", type=float, default=4.0, help="of updates in each process, at least one update")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
+    options = parser.parse_args()
+    options.load = round(os.getloadavg()[0], 2)
+    if options.load > 0.5:
+        print(f"this machine is busy (load {options.load}): the times will be too long", flush=True)
+    return options
 
 
 def main() -> None:
     """Measures what was asked for, and adds it to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {', '.join(WORKLOADS)} (default: all)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--updates", type=int, default=8, help="per process")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each setting")
-    parser.add_argument("--measure", choices=SETTINGS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    if options.measure:
-        print(json.dumps(measure(options.workloads[0], options.measure, options.threads, options.updates)))
-        return
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    everyone = [*SETTINGS, *PEERS]
+    parser.add_argument("--contestants", nargs="+", metavar="name", choices=everyone, default=everyone,
+                        help=f"of {', '.join(everyone)} (default: all)")  # fmt: skip
+    options = options_of(parser)
+    if unknown := set(options.workloads) - WORKLOADS.keys():
+        parser.error(f"unknown workload {min(unknown)}; choose from {', '.join(WORKLOADS)}")
+    path = options.results / "speed.json"
+    results = json.loads(path.read_text()) if path.exists() else {}
+    circumstances = {"machine": machine(), "threads": options.threads, "load before": options.load}
     for name in options.workloads or WORKLOADS:
-        table = compare(name, options.threads, options.updates, options.rounds)
-        machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
-        results[f"{name}, {options.threads} threads"] = {"machine": machine, **table}
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        contestants = [one for one in WORKLOADS[name].contestants if one in options.contestants]
+        if not contestants:
+            continue
+        table = compare(WORKLOADS[name], contestants, options.threads, options.seconds)
+        show(name, table)
+        results[name] = {**circumstances, "contestants": table}
+        path.write_text(json.dumps(results, indent=1) + "\n")
+    plot({name: results[name] for name in WORKLOADS if name in results}, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
