@@ -264,7 +264,7 @@ class Dream(Path):
     """Whether the manager chose the goals; false where they were given to it."""
 
     @property
-    def target(self) -> Float[Tensor, "N H+1 W"]:
+    def target(self) -> Float[Tensor, "N points W"]:
         """The goal's target that is in force at each point."""
         decisions, horizon = self.goal.target.shape[1] - 1, self.action.shape[1]
         held = self.goal.target[:, :-1].repeat_interleave(horizon // decisions, 1)
