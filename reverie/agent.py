@@ -180,7 +180,7 @@ class Agent(nn.Module):
                 optimizers = {kind: self.optimizers[f"{level.group}{kind}"] for kind in ("actor", "critic")}
                 real, ready = (replay if level is planner else None), self.behavior.ready(level)
                 metrics |= improve(level, rollout, judgement, real, optimizers, generator, ready)
-                metrics |= judgement.metrics | level.follow(rollout)
+                metrics |= judgement.metrics | level.follow(rollout, ready)
         return self._named(metrics | world_metrics(losses)), self.world.pack(latent.detach())
 
     def _named(self, metrics: Metrics) -> Metrics:

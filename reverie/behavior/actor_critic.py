@@ -243,14 +243,16 @@ class ActorCritic(nn.Module):
         return replay.weight * self.value_loss(replay.inputs, target, slow)[..., 0]
 
     @torch.no_grad()
-    def follow(self, rollout: Rollout) -> Metrics:
-        """Moves the slow critic towards the critic, and steers the entropy; once per learning step."""
+    def follow(self, rollout: Rollout, ready: bool | Tensor = True) -> Metrics:
+        """Moves the slow critic towards the critic, and steers the entropy once ``ready``; once per learning step."""
         for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(fast, self.options.slow_rate)
         if self.options.entropy_target is None:
             return {}
         share = self.distribution.entropy(rollout.policy).mean() / self.distribution.most_entropy
-        self.entropy_weight.copy_(steer(self.entropy_weight, self.options.entropy_target / share, *ENTROPY_WEIGHT))
+        steered = steer(self.entropy_weight, self.options.entropy_target / share, *ENTROPY_WEIGHT)
+        ready = torch.as_tensor(ready, device=steered.device)
+        self.entropy_weight.copy_(torch.where(ready, steered, self.entropy_weight))
         return {f"{self.name}/entropy_share": share, f"{self.name}/entropy_weight": self.entropy_weight.clone()}
 
 
