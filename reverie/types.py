@@ -284,5 +284,8 @@ class Rollout:
     """The stream's discount times the probability that the point which the edge leads to goes on."""
     weight: Float[Tensor, "R L"]
     """How likely the edge is to be reached at all."""
-    after: Float[Tensor, "N I"]
-    """Inputs at the end of each dream, of which R/N rollouts are successive pieces; for streams that are not split."""
+    after: Float[Tensor, "N I"] | None = None
+    """Inputs at the end of each dream, of which R/N rollouts are successive pieces; for streams that are not split.
+
+    Left out where they are the last of ``inputs``.
+    """

@@ -195,14 +195,15 @@ class ActorCritic(nn.Module):
 
     def _returns(self, rollout: Rollout, value: Float[Tensor, "R points Q"]) -> Float[Tensor, "R L Q"]:
         """A stream that is split ends with its rollout, any other goes through all pieces of a dream."""
-        dreams, mix, joined, found = len(rollout.after), self.options.mix, value, []
-        if dreams < len(value):
-            points = value[:, :-1].reshape(dreams, -1, value.shape[-1])
+        mix, joined, found = self.options.mix, value, []
+        if rollout.after is not None:
+            points = value[:, :-1].reshape(len(rollout.after), -1, value.shape[-1])
             joined = torch.cat([points, self.value(rollout.after)[:, None]], 1)
         for i, stream in enumerate(self.streams.values()):
             reward, discount, values = rollout.reward[..., i], rollout.discount[..., i], value[..., i]
             if not stream.split:
-                reward, discount, values = reward.reshape(dreams, -1), discount.reshape(dreams, -1), joined[..., i]
+                values = joined[..., i]
+                reward, discount = (edges.reshape(len(values), -1) for edges in (reward, discount))
             found.append(lambda_return(reward, discount, values, mix).view(rollout.weight.shape))
         return torch.stack(found, -1)
 

@@ -51,7 +51,7 @@ def worker(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Roll
         reward=torch.stack([cut(dream.reward[name]) for name in streams], -1),
         discount=torch.stack(edges, -1),
         weight=cut(reached(dream, discount)),
-        after=torch.cat([features[:, -1], dream.goal.target[:, -1]], -1),
+        after=torch.cat([features[:, -1], dream.goal.target[:, -1]], -1) if target.shape[-1] else None,
     )
 
 
@@ -97,7 +97,6 @@ def _decisions(dream: Dream, features: Tensor, reward: Tensor, discounts: Tensor
         reward=reward,
         discount=discounts,
         weight=reached(dream, discount)[:, ::length] * dream.own[:, None],
-        after=features[:, -1],
     )
 
 

@@ -21,7 +21,7 @@ def rewards_alone(values: Tensor) -> Rollout:
     reward = values[None].float()
     steps = reward.shape[1]
     zeros, inputs, none = torch.zeros(1, steps), torch.zeros(1, steps + 1, 4), torch.zeros(1, steps, 3)
-    return Rollout(none, inputs, none, zeros, reward[..., None], zeros[..., None], zeros + 1, inputs[:, -1])
+    return Rollout(none, inputs, none, zeros, reward[..., None], zeros[..., None], zeros + 1)
 
 
 # --- the fresh critic ---

@@ -68,7 +68,7 @@ def one_hot_rollout(old: list[list[float]]) -> tuple[Rollout, Judgement]:
     inputs = torch.eye(count + 1)[None]
     action = torch.tensor([1.0, 0.0]).expand(1, count, 2)
     streams = ones[..., None]
-    rollout = Rollout(action, inputs, policy, policy[..., 0], streams, streams, ones, inputs[:, -1])
+    rollout = Rollout(action, inputs, policy, policy[..., 0], streams, streams, ones)
     return rollout, Judgement(streams, ones, streams, {})
 
 
