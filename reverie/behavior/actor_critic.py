@@ -40,7 +40,7 @@ class BehaviorOptions(Options):
     target_kl: float = Field(default=0.02, gt=0)
     """The actor stops learning from a dream once the mean exact KL of a minibatch exceeds 1.5 times this."""
     entropy_target: float | None = Field(default=None, gt=0, lt=1)
-    """Where given, the weight of the entropy is steered until the entropy is this share of its maximum."""
+    """Where given, the weight of the entropy is steered until the entropy is at this share of its range."""
     return_rate: float = Field(default=0.01, gt=0, le=1)
     """Rate at which the 5 % and 95 % percentiles of returns are averaged."""
     return_floor: float | None = Field(default=None, gt=0)
@@ -250,7 +250,7 @@ class ActorCritic(nn.Module):
             slow.lerp_(fast, self.options.slow_rate)
         if self.options.entropy_target is None:
             return {}
-        share = self.distribution.entropy(rollout.policy).mean() / self.distribution.most_entropy
+        share = self.distribution.entropy_share(rollout.policy).mean()
         steered = steer(self.entropy_weight, self.options.entropy_target / share, *ENTROPY_WEIGHT)
         ready = torch.as_tensor(ready, device=steered.device)
         self.entropy_weight.copy_(torch.where(ready, steered, self.entropy_weight))

@@ -56,7 +56,7 @@ class HierarchyOptions(Options):
     entropy: float = Field(default=3e-3, gt=0)
     """Weight of the manager's entropy at the start."""
     entropy_target: float = Field(default=0.5, gt=0, lt=1)
-    """The manager's entropy is steered towards this share of its maximum."""
+    """The manager's entropy is steered towards this share of its range."""
     minibatches: int = Field(default=2, ge=1)
     """Pieces per pass of the manager."""
     target_kl: float = Field(default=0.16, gt=0)

@@ -26,8 +26,8 @@ class Distribution(Protocol):
     parameters: int
     noise: int
     size: int
-    most_entropy: float
-    """No parameters have more."""
+    entropy_range: tuple[float, float]
+    """No parameters have less or more."""
 
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor: ...
 
@@ -44,7 +44,7 @@ class OneHot:
     def __init__(self, classes: int, unimix: float, groups: int = 1):
         self.classes, self.unimix, self.noise = classes, unimix, groups
         self.parameters = self.size = groups * classes
-        self.most_entropy = groups * math.log(classes)
+        self.entropy_range = 0.0, groups * math.log(classes)
 
     def split(self, params: Tensor) -> Tensor:
         """[..., groups * classes] as [..., groups, classes]."""
@@ -75,7 +75,8 @@ class BoundedNormal:
         self.size = self.noise = size
         self.parameters = 2 * size
         self.low, self.high = low, high
-        self.most_entropy = size * (math.log(high) + 0.5 * math.log(2 * math.pi * math.e))
+        least, most = (size * (math.log(bound) + 0.5 * math.log(2 * math.pi * math.e)) for bound in (low, high))
+        self.entropy_range = least, most
 
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation, each [..., size]."""
@@ -113,7 +114,7 @@ class ActionDistribution:
         self._noise = [part.noise for part in self.parts]
         self._sizes = [part.size for part in self.parts]
         self.parameters, self.noise = sum(self._params), sum(self._noise)
-        self.size, self.most_entropy = sum(self._sizes), sum(part.most_entropy for part in parts)
+        self.size = sum(self._sizes)
 
     @classmethod
     def of(cls, action: ActionSpec, unimix: float) -> ActionDistribution:
@@ -146,6 +147,11 @@ class ActionDistribution:
     def entropy(self, params: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch"]:
         pieces = zip(self.parts, params.split(self._params, -1), strict=True)
         return torch.stack([part.entropy(p) for part, p in pieces]).sum(0)
+
+    def entropy_share(self, params: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch"]:
+        """Where the entropy is between the least, 0, and the most, 1, that any parameters have."""
+        least, most = (sum(bounds) for bounds in zip(*(part.entropy_range for part in self.parts), strict=True))
+        return ((self.entropy(params) - least) / (most - least)).clamp(0.0, 1.0)
 
     def divergence(self, old: Float[Tensor, "*batch P"], new: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch"]:
         """The exact KL(old || new)."""
