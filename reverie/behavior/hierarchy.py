@@ -173,7 +173,7 @@ class Hierarchy(Flat):
         assert self.goals is not None
         shape, device = (len(start.deter), self.noise + 1), start.deter.device
         uniform = torch.rand(shape, generator=generator, device=device)
-        return uniform[:, 0] >= self.options.goal_mix, self.goals.propose(start.deter.roll(1, 0), uniform[:, 1:])
+        return uniform[:, 0] >= self.options.goal_mix, self.goals.propose(others(start.deter), uniform[:, 1:])
 
     def nothing(self, latent: Latent) -> Goal:
         assert self.goals is not None
@@ -229,13 +229,18 @@ class Hierarchy(Flat):
         assert self.goals is not None
         period, target = self.options.period, dream.goal.target[:, :-1]
         start, end = dream.latent.deter[:, :-1:period], dream.latent.deter[:, period::period]
-        fit, foreign = self.goals.reward(target, end), self.goals.reward(target.roll(1, 0), end)
+        fit, foreign = self.goals.reward(target, end), self.goals.reward(others(target), end)
         return {
             "goals/fit_at_start": self.goals.reward(target, start).mean(),
             "goals/fit_at_end": fit.mean(),
             "goals/reach": (fit >= REACHED).float().mean(),
             "goals/reach_shuffled": (foreign >= REACHED).float().mean(),
         }
+
+
+def others(dreams: Tensor) -> Tensor:
+    """The rows [N, ...] of dreams that begin elsewhere: neighbours begin one step apart in one sequence."""
+    return dreams.roll(len(dreams) // 2, 0)
 
 
 REACHED = 0.7
