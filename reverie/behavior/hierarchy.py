@@ -249,6 +249,9 @@ REACHED = 0.7
 WORKER_PAY = {"hybrid": 1.0, "director": 0.0}
 """Weight of the task's reward for the worker."""
 
+REPLAYED = {"smdp": 1.0, "director": 0.0}
+"""Whether the manager's critic learns from replayed steps: their returns are counted per step, not per goal."""
+
 GOAL_SPACES: dict[str, Callable[[HierarchyOptions, int, int], GoalSpace]] = {
     "autoencoder": lambda options, deter, units: AutoencoderGoals(deter, units, options.goal_reward),
     "skill": lambda options, deter, units: SkillGoals(deter, units, options.num_options),
@@ -276,6 +279,7 @@ def build(
         "target_kl": hierarchy.target_kl,
         "entropy": hierarchy.entropy,
         "entropy_target": hierarchy.entropy_target,
+        "replay_value_scale": REPLAYED[hierarchy.time] * options.replay_value_scale,
     }
     planning, codes = options.model_copy(update=changes), ActionDistribution([goals.choice])
     novelty = Stream(hierarchy.novelty_weight, hierarchy.novelty_horizon)
