@@ -126,15 +126,23 @@ class Config(Options):
             raise ConfigError(f"agent.starts = {starts}: should be at most replay.length = {replay.length}")
         if (starts or replay.length) < 2:
             raise ConfigError("agent.starts or replay.length = 1: the critic needs two replayed steps in a row")
-        dreams = replay.batch_size * (starts or replay.length)
-        if self.behavior.minibatches > dreams:
-            raise ConfigError(f"behavior.minibatches = {self.behavior.minibatches}: an update has {dreams} dreams")
-        period, horizon = self.hierarchy.period, self.agent.horizon
-        if self.hierarchy.enabled and horizon % period:
-            raise ConfigError(f"hierarchy.period = {period}: should divide agent.horizon = {horizon}")
+        steps = replay.batch_size * ((starts or replay.length) - 1)
+        if self.behavior.minibatches > steps:
+            raise ConfigError(f"behavior.minibatches = {self.behavior.minibatches}: an update values {steps} steps")
+        if self.hierarchy.enabled:
+            self._levels_fit_together(steps)
         if self.run.target_return is not None and not self.run.evaluate_every:
             raise ConfigError("run.target_return needs evaluations; set run.evaluate_every above 0")
         return self
+
+    def _levels_fit_together(self, steps: int) -> None:
+        hierarchy, horizon = self.hierarchy, self.agent.horizon
+        if horizon % hierarchy.period:
+            raise ConfigError(f"hierarchy.period = {hierarchy.period}: should divide agent.horizon = {horizon}")
+        if hierarchy.minibatches > steps:
+            raise ConfigError(f"hierarchy.minibatches = {hierarchy.minibatches}: an update values {steps} steps")
+        if hierarchy.preset == "director" and not hierarchy.goal_weight:
+            raise ConfigError("hierarchy.goal_weight = 0: a director's worker is paid for nothing else; raise it")
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
