@@ -199,6 +199,8 @@ class Hierarchy(Flat):
         if due.any():
             new = self.decide(latent, uniform)[0]
             if self.shuffled:
+                if len(age) == 1:
+                    raise ConfigError("one environment has no other's goals to be given; play more at once")
                 new = Goal(*(field.roll(1, 0) for field in new.fields))
             goal = new.where(due, goal)
         return goal, age + 1
