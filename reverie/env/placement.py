@@ -23,7 +23,7 @@ from reverie.types import ReverieError, action_width
 logger = logging.getLogger(__name__)
 
 STEPS, SECONDS = 200, 0.05
-"""The timing ends at whichever comes first."""
+"""Steps are timed until either is reached."""
 
 MESSAGES = 20
 
@@ -63,18 +63,23 @@ def _time(options: EnvOptions) -> tuple[float, float]:
 
 
 def _time_steps(environment: Environment) -> tuple[float, Any, Any]:
-    """Mean seconds of a step with random actions, episodes begun included; the last action, and what it led to."""
+    """Median seconds of a step with random actions; the last action, and what it led to."""
     draw, width = np.random.default_rng(0), action_width(environment.action)
-    seconds, over, action, answer = [], True, None, None
-    while len(seconds) <= STEPS and sum(seconds[1:]) < SECONDS:  # the first one may load what all others use
+    seconds, over, end, action, answer = [], True, 0.0, None, None
+    for count in range(1 + STEPS):
         action = draw.uniform(-1, 1, width).astype(np.float32)
-        began = time.perf_counter()
         if over:
-            environment.reset(len(seconds))
+            environment.reset(count)
+        began = time.perf_counter()
         _, _, terminated, truncated = answer = environment.step(action)
-        over = terminated or truncated
-        seconds.append(time.perf_counter() - began)
-    return float(np.mean(seconds[1:])), action, answer
+        now, over = time.perf_counter(), terminated or truncated
+        if count == 0:  # it may load what all others use
+            end = now + SECONDS
+            continue
+        seconds.append(now - began)
+        if now > end:
+            break
+    return float(np.median(seconds)), action, answer
 
 
 def _time_message(question: Any, answer: Any) -> float:
