@@ -261,9 +261,9 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
+    "memory": memory,
     "environments": environments,
     "replay": replaying,
-    "memory": memory,
 }
 
 
