@@ -6,15 +6,17 @@ The golden numbers come from the published implementation, whose parameters were
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from reverie.agent import Agent, AgentOptions
 from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement, ReplayValue, Stream
-from reverie.behavior.hierarchy import HierarchyOptions
+from reverie.behavior.hierarchy import Flat, HierarchyOptions, build
 from reverie.behavior.ppo import improve
 from reverie.nets.distributions import ActionDistribution
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
@@ -28,6 +30,7 @@ from reverie.types import (
     Metrics,
     ObservationSpec,
     Rollout,
+    Step,
     action_width,
 )
 from reverie.world.model import MultimodalWorldModel, WorldOptions
@@ -50,8 +53,12 @@ PUBLISHED = OptimizerOptions()
 TASK = {"extrinsic": Stream(1.0, 333)}
 """The environment's reward alone."""
 FLAT = HierarchyOptions(enabled=False)
+PLANNED = HierarchyOptions(enabled=True, period=2, goal_warmup=0)
+"""A manager, with two goals in each dream of `make_agent`."""
 ONE_PASS = BehaviorOptions(epochs=1, minibatches=1)
 """The published actor loss."""
+PASSES = BehaviorOptions(epochs=2, minibatches=4)
+CONSTANT = OptimizerOptions(warmup=0, rate=0.003)
 
 
 def make_world(
@@ -123,6 +130,24 @@ def make_batch(
         context_action=actions[:, 0],
         context_latent={"deter": torch.rand(rows, sizes.deter, generator=generator) - 0.5, "stoch": stored},
     )
+
+
+def dream_starts(world: MultimodalWorldModel) -> Latent:
+    """Eighteen states: six of each of three sequences."""
+    latent = world.observe(make_batch(world), uniform(3, 6, world.sizes.stoch)).detach()
+    return Latent(*(field.flatten(0, 1) for field in latent.fields))
+
+
+def step_of(agent: Agent, envs: int = 3, seed: int = 0, first: Any = False) -> Step:
+    """Noise from several environments, of which ``first`` begin."""
+    obs = {key: value.numpy() for key, value in draw(agent.world.observation, (envs,), seed).items()}
+    never = np.zeros(envs, bool)
+    return Step(obs, np.zeros(envs, np.float32), never | first, never, never)
+
+
+def values(agent: Agent) -> dict[str, Tensor]:
+    """A copy of all parameters and statistics."""
+    return {name: value.clone() for name, value in agent.state_dict().items()}
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
@@ -213,12 +238,36 @@ def flat_view(level: ActorCritic, dream: Dream) -> Rollout:
     return views.worker(dream, level.streams, level.discount)
 
 
+def make_behavior(
+    hierarchy: HierarchyOptions = PLANNED, options: BehaviorOptions = PLAIN, *, features: int, deter: int
+) -> Flat:
+    """A manager over a worker with three actions."""
+    torch.manual_seed(1)
+    return build(options, hierarchy, CHOICE, features=features, deter=deter, units=16, bins=63)
+
+
+def planned_dream(
+    deter: Tensor, code: Tensor, reward: Mapping[str, Tensor], continues: Tensor | None = None, target: Any = None
+) -> Dream:
+    """A dream through ``deter`` [N, H+1, D] with goals [N, M+1, G], in which nothing is known of any decision."""
+    (count, points, _), goals = deter.shape, code.shape[1] - 1
+    latent = Latent(deter, *(torch.zeros(count, points, 0, 0) for _ in range(2)))
+    idle, alive = torch.zeros(count, points - 1, 3), torch.ones(count, points) if continues is None else continues
+    return replace(
+        flat_dream(latent, idle, idle, idle[..., 0], alive, idle[..., 0]),
+        reward=dict(reward),
+        goal=Goal(code, code if target is None else target),
+        choice=torch.zeros_like(code[:, :-1]),
+        choice_logprob=torch.zeros(count, goals),
+    )
+
+
 def no_replay(inputs: int) -> ReplayValue:
     """One replayed step of weight zero."""
     return ReplayValue(torch.zeros(1, 1, inputs), torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1))
 
 
-def record(level: ActorCritic, rollout: Rollout, judgement: Judgement, replay: ReplayValue, seed: int = 0):
+def record(level: ActorCritic, rollout: Rollout, judgement: Judgement, replay: ReplayValue | None, seed: int = 0):
     """The losses that `improve` hands to the two optimizers, and its metrics."""
     optimizers = {"actor": Recorder(), "critic": Recorder()}
     metrics = improve(level, rollout, judgement, replay, optimizers, torch.Generator().manual_seed(seed))

@@ -1,38 +1,44 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reverie.agent import Agent
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.actor_critic import ActorCritic
 from reverie.imagine import imagine
 from reverie.optim import OptimizerOptions
-from reverie.types import ActionPart, Batch, ObservationSpec, Step, StoredDataError
-from tests.core import CHOICE, IMAGE, STEER, VECTORS, close, draw, flat_view, make_agent, make_batch, record, shake
-
-CONSTANT = OptimizerOptions(warmup=0, rate=0.003)
-PASSES = BehaviorOptions(epochs=2, minibatches=4)
-
-
-def values(agent: Agent) -> dict[str, Tensor]:
-    return {name: value.clone() for name, value in agent.state_dict().items()}
+from reverie.types import ActionPart, Batch, ObservationSpec, StoredDataError
+from tests.core import (
+    CHOICE,
+    CONSTANT,
+    FLAT,
+    IMAGE,
+    ONE_PASS,
+    PASSES,
+    PLANNED,
+    STEER,
+    VECTORS,
+    close,
+    flat_view,
+    make_agent,
+    make_batch,
+    record,
+    shake,
+    step_of,
+    values,
+)
 
 
 def changed(agent: Agent, before: dict[str, Tensor]) -> set[str]:
     """The parts of the agent whose parameters or statistics differ from before."""
     state = agent.state_dict()
     return {name.rpartition(".")[0] for name, value in state.items() if not torch.equal(value, before[name])}
-
-
-def step_of(agent: Agent, envs: int = 3, seed: int = 0, first: bool = False) -> Step:
-    obs = {key: value.numpy() for key, value in draw(agent.world.observation, (envs,), seed).items()}
-    never = np.zeros(envs, bool)
-    return Step(obs, np.zeros(envs, np.float32), never | first, never, never)
 
 
 # --- playing ---
@@ -94,6 +100,22 @@ def test_an_agent_is_decided_by_its_seed_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.parametrize("behavior", [ONE_PASS, PASSES])
+def test_without_a_manager_random_numbers_are_drawn_for_world_and_policy_alone(behavior):
+    agent, act, learn = make_agent(behavior=behavior), *(torch.Generator().manual_seed(seed) for seed in (0, 1))
+    carry = agent.initial(3)
+    for _ in range(2):
+        carry = agent.act(step_of(agent), carry)[1]
+        torch.rand(3, 4 + 1, generator=act)
+        agent.learn(make_batch(agent.world))
+        torch.rand(3, 6, 4, generator=learn)
+        torch.rand(4, 18, 1 + 4, generator=learn)
+        for _ in range(behavior.epochs if behavior.minibatches > 1 else 0):
+            torch.randperm(18 * 4, generator=learn), torch.randperm(3 * 5, generator=learn)
+    assert torch.equal(agent.generators["act"].get_state(), act.get_state())
+    assert torch.equal(agent.generators["learn"].get_state(), learn.get_state())
+
+
 # --- learning ---
 
 
@@ -105,14 +127,21 @@ def test_starts_are_the_last_steps_of_each_sequence():
     assert not few.starts(latent).deter.requires_grad
 
 
-def test_learning_trains_everything_and_reports_fresh_latents():
-    agent = make_agent(VECTORS | IMAGE, optimizer=CONSTANT, behavior=PASSES)
+@pytest.mark.parametrize(
+    ("hierarchy", "fixed"),
+    [
+        (FLAT, {"behavior.worker.entropy_weight", "behavior.worker.spread"}),
+        (PLANNED, {"behavior.worker.entropy_weight"}),
+    ],
+)
+def test_learning_trains_everything_and_reports_fresh_latents(hierarchy, fixed):
+    agent = make_agent(VECTORS | IMAGE, optimizer=CONSTANT, behavior=PASSES, hierarchy=hierarchy)
     batch = make_batch(agent.world)
     for _ in range(2):
         before = values(agent)
         metrics, stored = agent.learn(batch)
     still = {name for name in before if torch.equal(agent.state_dict()[name], before[name])}
-    assert still == {"behavior.worker.entropy_weight", "behavior.worker.spread"}  # of other behaviors
+    assert still == fixed
     assert stored["deter"].shape == (3, 6, 16) and stored["stoch"].dtype == torch.uint8
     assert all(value.ndim == 0 and bool(value.isfinite()) and not value.requires_grad for value in metrics.values())
     assert {"world/recon_loss", "world/kl_loss", "policy/policy_loss", "world/grad_norm", "actor/lr"} <= metrics.keys()
@@ -130,11 +159,12 @@ def test_the_first_losses_of_a_fresh_agent_are_known():
 
 
 @pytest.mark.usefixtures("both_ways")
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_half_precision_points_the_gradient_the_same_way_and_leaves_everything_single(precision):
+@pytest.mark.parametrize(("precision", "hierarchy"), [("bf16", FLAT), ("fp16", FLAT), ("bf16", PLANNED)])
+def test_half_precision_points_the_gradient_the_same_way_and_leaves_everything_single(precision, hierarchy):
     gradients = []
     for choice in ("fp32", precision):
-        agent = make_agent(IMAGE | VECTORS, precision=choice, optimizer=OptimizerOptions(rate=0))
+        still = OptimizerOptions(rate=0)
+        agent = make_agent(IMAGE | VECTORS, precision=choice, optimizer=still, hierarchy=hierarchy)
         shake(agent, 0.05)
         batch = make_batch(agent.world)
         for _ in range(8):  # the first may overflow in fp16 until they are amplified less
@@ -148,31 +178,45 @@ def test_half_precision_points_the_gradient_the_same_way_and_leaves_everything_s
     assert float(mine.norm() / whole.norm()) == pytest.approx(1.0, abs=0.05)
 
 
-def test_the_first_minibatch_meets_the_policy_that_dreamed():
-    agent = make_agent(behavior=PASSES, optimizer=CONSTANT.model_copy(update={"rate": 0.02}))
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("hierarchy", [FLAT, PLANNED, PLANNED.model_copy(update={"goal_mix": 0.5})])
+def test_the_first_minibatch_meets_the_policy_that_dreamed(hierarchy):
+    agent = make_agent(behavior=PASSES, optimizer=CONSTANT.model_copy(update={"rate": 0.02}), hierarchy=hierarchy)
     shake(agent)
     for _ in range(3):
         metrics, _ = agent.learn(make_batch(agent.world))
-        assert metrics["policy/ratio_first"] < 1e-4
-    assert metrics["policy/ratio_error"] > 1e-2 and metrics["policy/kl"] > 0
+        for level in agent.behavior.levels:
+            assert metrics[f"{level.name}/ratio_first"] < 1e-4
+    for level in agent.behavior.levels:
+        assert metrics[f"{level.name}/ratio_error"] > 1e-2 and metrics[f"{level.name}/kl"] > 0
 
 
-def test_the_slow_critic_and_the_scale_of_returns_move_once_per_update(monkeypatch):
-    calls = []
+def flat(network: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("hierarchy", "steps"),
+    [(FLAT, {"world": 1, "critic": 8}), (PLANNED, {"world": 1, "goals": 1, "manager_critic": 4, "critic": 8})],
+)
+def test_slow_critics_scales_and_controllers_move_once_per_update(monkeypatch, hierarchy, steps):
+    calls = Counter()
     for name in ("follow", "judge"):
         method = getattr(ActorCritic, name)
-        monkeypatch.setattr(ActorCritic, name, lambda *a, m=method, n=name: (calls.append(n), m(*a))[1])
-    agent = make_agent(behavior=PASSES, optimizer=CONSTANT)
+        monkeypatch.setattr(
+            ActorCritic, name, lambda level, *a, m=method, n=name: (calls.update([(n, level.name)]), m(level, *a))[1]
+        )
+    agent = make_agent(behavior=PASSES, optimizer=CONSTANT, hierarchy=hierarchy)
     shake(agent)
-    slow = torch.cat([p.flatten() for p in agent.behavior.worker.slow_critic.parameters()])
+    slow = [flat(level.slow_critic) for level in agent.behavior.levels]
     agent.learn(make_batch(agent.world))
-    assert sorted(calls) == ["follow", "judge"]
-    new, now = (
-        torch.cat([p.detach().flatten() for p in net.parameters()])
-        for net in (agent.behavior.worker.critic, agent.behavior.worker.slow_critic)
-    )
-    close(now, slow + 0.02 * (new - slow), atol=1e-7)
-    assert agent.optimizers["critic"].count == 8 and agent.optimizers["world"].count == 1
+    assert calls == {(name, level.name): 1 for level in agent.behavior.levels for name in ("follow", "judge")}
+    for level, before in zip(agent.behavior.levels, slow, strict=True):
+        close(flat(level.slow_critic), before + 0.02 * (flat(level.critic) - before), atol=1e-7)
+    assert {name: int(agent.optimizers[name].count) for name in steps} == steps
+    if hierarchy.enabled:
+        close(agent.behavior.manager.entropy_weight, 3e-3 / 1.1, atol=0)
+        close(agent.behavior.goals.beta, 1 / 1.1)
 
 
 def test_learning_continues_without_a_batch_that_is_not_finite():
@@ -234,8 +278,9 @@ def test_the_behaviors_losses_train_the_behavior_and_only_replayed_values_reach_
 # --- saving ---
 
 
-def test_a_restored_agent_goes_on_bit_for_bit():
-    agent, twin = (make_agent(behavior=PASSES, optimizer=CONSTANT, seed=seed) for seed in (0, 1))
+@pytest.mark.parametrize("hierarchy", [FLAT, PLANNED.model_copy(update={"goal_warmup": 3, "goal_mix": 0.5})])
+def test_a_restored_agent_goes_on_bit_for_bit(hierarchy):
+    agent, twin = (make_agent(behavior=PASSES, optimizer=CONSTANT, hierarchy=hierarchy, seed=seed) for seed in (0, 1))
     batches = [make_batch(agent.world, seed=seed) for seed in range(4)]
     for batch in batches[:2]:
         agent.learn(batch)

@@ -184,7 +184,22 @@ def test_an_override_that_is_not_json_is_text():
     [
         (["replay.capacity=100"], "replay.capacity = 100"),
         (["agent.starts=65", "replay.length=64"], "agent.starts = 65"),
-        (["behavior.minibatches=9", "batch_size=2", "agent.starts=4"], "behavior.minibatches = 9"),
+        (["behavior.minibatches=7", "batch_size=2", "agent.starts=4"], "behavior.minibatches = 7"),
+        (["hierarchy.enabled=true", "hierarchy.period=3", "agent.horizon=4"], "hierarchy.period = 3"),
+        (
+            [
+                "hierarchy.enabled=true",
+                "hierarchy.period=5",
+                "hierarchy.minibatches=7",
+                "batch_size=2",
+                "agent.starts=4",
+            ],
+            "hierarchy.minibatches = 7",
+        ),
+        (
+            ["hierarchy.enabled=true", "hierarchy.period=5", "hierarchy.preset=director", "hierarchy.goal_weight=0"],
+            "hierarchy.goal_weight = 0",
+        ),
         (["run.target_return=1", "run.evaluate_every=0"], "run.target_return"),
     ],
 )

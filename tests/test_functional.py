@@ -9,11 +9,13 @@ from reverie.functional import (
     balanced_kl,
     categorical_kl,
     lambda_return,
+    max_cosine,
     mixed_log_probs,
     mixed_probs,
     one_hot,
     replay_return,
     sample_one_hot,
+    steer,
     straight_through,
     symexp,
     symlog,
@@ -201,6 +203,55 @@ def test_free_nats_apply_per_element_before_the_mean():
     for loss in losses:
         close(loss, [1.0, 3.0])
         close(loss.mean(), 2.0)
+
+
+# --- goals and controllers ---
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "fit"),
+    [
+        ([3, 4], [3, 4], 1.0),
+        ([3, 4], [6, 8], 0.5),
+        ([3, 4], [-4, 3], 0.0),
+        ([3, 4], [-3, -4], -1.0),
+        ([1, 0], [1, 1], 0.5),
+        ([0, 0], [1, 1], 0.0),
+        ([0, 0], [0, 0], 0.0),
+    ],
+)
+def test_max_cosine_asks_for_direction_and_length(one, other, fit):
+    pair = torch.tensor([one, other], dtype=torch.float32, requires_grad=True)
+    for goal, state in (pair, pair.flip(0)):
+        value = max_cosine(goal, state)
+        close(value, fit)
+        assert bool(torch.autograd.grad(value, pair)[0].isfinite().all())
+
+
+def test_max_cosine_is_the_cosine_times_the_ratio_of_the_lengths():
+    goal, state = torch.randn(2, 20, 5, generator=torch.Generator().manual_seed(0))
+    lengths = torch.stack([goal.norm(dim=-1), state.norm(dim=-1)])
+    close(max_cosine(goal, state), torch.cosine_similarity(goal, state, -1) * lengths.amin(0) / lengths.amax(0))
+
+
+def test_a_weight_is_steered_in_steps_of_a_tenth_outside_a_band_of_a_tenth():
+    weight, seen = torch.ones(()), []
+    for found in (0.6, 0.6, 0.5, 0.4, 0.44):
+        weight = steer(weight, torch.tensor(0.5 / found), 1e-5, 1e2)
+        seen.append(weight.item())
+    assert seen == pytest.approx([0.909091, 0.826446, 0.826446, 0.909091, 1.0], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("found", "weight"), [(0.4545, 1.1), (0.4546, 1.0), (0.5499, 1.0), (0.5501, 0.909091), (0.0, 1.1)]
+)
+def test_the_band_in_which_a_weight_stays(found, weight):
+    close(steer(torch.ones(()), 0.5 / torch.tensor(found), 1e-5, 1e2), weight)
+
+
+def test_a_weight_is_steered_within_its_bounds():
+    assert steer(torch.tensor(1.95), torch.tensor(2.0), 1.0, 2.0) == 2.0
+    assert steer(torch.tensor(1.05), torch.tensor(0.5), 1.0, 2.0) == 1.0
 
 
 # --- credit over time ---

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,7 @@ from tests.core import (
     IMAGE,
     VECTORS,
     close,
+    dream_starts,
     flat_dream,
     flat_view,
     make_batch,
@@ -46,8 +45,7 @@ def behavior(world) -> Flat:
 
 @pytest.fixture
 def start(world) -> Latent:
-    latent = world.observe(make_batch(world), uniform(3, 6, 4)).detach()
-    return Latent(*(getattr(latent, field.name).flatten(0, 1) for field in dataclasses.fields(latent)))
+    return dream_starts(world)
 
 
 # --- the dream ---

@@ -104,6 +104,55 @@ def test_an_advantage_compares_the_return_with_the_value_of_its_own_point():
     assert not judgement.advantage.requires_grad
 
 
+# --- several streams ---
+
+STREAMS = {"extrinsic": Stream(1.0, 333), "novelty": Stream(0.1, 100)}
+
+
+def two_streams(extrinsic: Tensor, novelty: Tensor) -> Rollout:
+    rollout = rewards_alone(extrinsic)
+    pair = torch.stack([extrinsic, novelty], -1)[None].float()
+    return replace(rollout, reward=pair, discount=torch.zeros_like(pair))
+
+
+@pytest.mark.parametrize(
+    ("floor", "spread", "errors", "scales", "advantage"),
+    [
+        (1.0, 1.0, [2.0, 3.0], [4.0, 0.5], 0.8),
+        (None, 1.0, [2.0, 3.0], [4.0, 0.5], 1.1),
+        (None, 2.2, [2.0, 3.0], [4.0, 0.5], 0.5),
+        (1.0, 1.0, [0.02, 0.0], [0.02, 0.5], 0.02),
+        (None, 1.0, [0.02, 0.0], [0.02, 0.5], 0.4),
+    ],
+)
+def test_streams_count_by_weight_over_their_own_spread(floor, spread, errors, scales, advantage):
+    level = make(streams=STREAMS, return_floor=floor, return_rate=1e-9)
+    level.return_low.zero_()
+    level.return_high.copy_(torch.tensor(scales))
+    level.spread.fill_(spread)
+    extrinsic, novelty = torch.tensor(errors).expand(2, 2).T
+    close(level.judge(two_streams(extrinsic, novelty)).advantage, torch.full((1, 2), advantage))
+
+
+def test_the_scales_of_several_streams_start_with_the_first_batch_and_are_averaged_then():
+    level = make(streams=STREAMS)
+    first = two_streams(torch.arange(101) / 10, torch.arange(101) / 100)
+    judgement = level.judge(first)
+    close(level.return_low, [0.5, 0.05])
+    close(level.return_high, [9.5, 0.95])
+    expected = first.reward[0] @ torch.tensor([1 / 9.0, 0.1 / 0.9])
+    close(level.spread, expected.std())
+    close(judgement.advantage[0], expected / expected.std())
+    level.judge(two_streams(torch.zeros(101), torch.zeros(101)))
+    close(level.return_high, [0.99 * 9.5, 0.99 * 0.95])
+    close(level.spread, 0.99 * expected.std())
+
+
+def test_advantages_of_several_streams_keep_their_mean():
+    level = make(streams=STREAMS)
+    assert level.judge(two_streams(5 + torch.arange(9) / 10, torch.zeros(9))).advantage.min() > 0
+
+
 # --- the critic on replayed steps ---
 
 
@@ -158,6 +207,24 @@ def test_the_slow_critic_follows_at_its_rate_and_is_never_trained():
     for old, new, slow in moved:
         close(slow, (old + 0.02 * (new - old)).detach(), atol=1e-7)
         assert not slow.requires_grad and slow.grad is None
+
+
+@pytest.mark.parametrize(("bias", "factor"), [(0.0, 1 / 1.1), (100.0, 1.1)])
+@pytest.mark.parametrize("ready", [True, torch.tensor(False)])
+def test_the_weight_of_the_entropy_is_steered_once_the_level_learns(bias, factor, ready):
+    level = make(entropy_target=0.5)
+    rollout = replace(rewards_alone(torch.zeros(3)), policy=torch.tensor([bias, 0.0, 0.0]).expand(1, 3, 3))
+    metrics = level.follow(rollout, ready)
+    close(level.entropy_weight, 3e-4 * (factor if ready is True else 1.0), atol=0)
+    assert metrics["policy/entropy_weight"] == level.entropy_weight
+
+
+def test_a_normal_that_is_too_certain_is_paid_more_for_its_entropy():
+    level = make_level(BehaviorOptions(entropy_target=0.5), action=STEER)
+    certain = torch.tensor([0.0, 0.0, -30.0, -30.0]).expand(1, 3, 4)
+    rollout = replace(rewards_alone(torch.zeros(3)), action=torch.zeros(1, 3, 2), policy=certain)
+    level.follow(rollout)
+    close(level.entropy_weight, 3e-4 * 1.1, atol=0)
 
 
 def test_the_slow_critic_is_a_copy_and_not_the_critic_itself():

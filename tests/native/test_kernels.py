@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from reverie import native
-from reverie.imagine import roll
+from reverie.imagine import imagine, roll
 from reverie.native.layers import stack_serves
 from reverie.nets.layers import MLP, NormSiLU
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, ActionSpec, Latent
-from tests.core import CHOICE, STEER, make_level, make_world, shake, uniform
+from tests.core import CHOICE, STEER, dream_starts, make_behavior, make_level, make_world, shake, uniform
 
 compiler = shutil.which(os.environ.get("CC", "cc"))
 needs_compiler = pytest.mark.skipif(compiler is None, reason="no C compiler")
@@ -149,6 +149,31 @@ def test_a_dream(action: ActionSpec, wide: int):
 
 
 @needs_compiler
+def test_a_dream_with_a_manager():
+    world = make_world()
+    behavior = make_behavior(features=world.sizes.features, deter=world.sizes.deter)
+    shake(world, 0.3)
+    shake(behavior, 0.3)
+    start = dream_starts(world)
+
+    def run() -> list[Tensor]:
+        dream = imagine(world, behavior, start, 6, torch.Generator().manual_seed(0))
+        latent, goal, rewards = dream.latent, dream.goal, behavior.rewards(dream)
+        decided = [goal.code, goal.target, dream.choice, dream.choice_logprob]
+        return [
+            *latent.fields,
+            dream.policy,
+            dream.action,
+            dream.logprob,
+            *decided,
+            rewards["goal"],
+            rewards["novelty"],
+        ]
+
+    both(run, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
 @pytest.mark.parametrize("kind", ["laprop", "adam"])
 @pytest.mark.parametrize("limits", [{"agc": 0.3}, {"agc": 0.0, "clip": 0.5}, {"agc": 0.0}])
 def test_a_step_of_the_optimizer(kind, limits):
@@ -252,6 +277,7 @@ def test_a_compiler_that_fails_is_reported_in_one_line(fresh, monkeypatch, caplo
 def test_a_damaged_library_is_built_again(fresh, caplog):
     assert native.version()
     (built,) = fresh.iterdir()
+    built.unlink()  # the file that this process has mapped stays whole
     built.write_bytes(b"damaged")
     native._load.cache_clear()
     assert native.version() and not caplog.records

@@ -95,6 +95,32 @@ def test_divergence_of_choices_is_exact_and_not_symmetric():
     assert choice.divergence(uneven, uneven) == 0
 
 
+@pytest.mark.parametrize(("change", "ratio"), [(0.02, 1.173511), (0.03, 1.271249)])
+def test_the_groups_of_a_code_make_one_joint_probability(change, ratio):
+    code = OneHot(8, 0.0, 8)
+    assert code.size == code.parameters == 64 and code.noise == 8
+    old = torch.full((2, 3, 8, 8), 0.125).log()
+    new = old.clone()
+    new[..., 0] += change
+    new[..., 1:] = torch.log((1 - new[..., :1].exp()) / 7)
+    action = torch.eye(8)[0].repeat(2, 3, 8)
+    logprobs = [code.logprob(params.flatten(-2), action) for params in (old, new)]
+    assert logprobs[0].shape == (2, 3)
+    close((logprobs[1] - logprobs[0]).exp(), torch.full((2, 3), ratio))
+
+
+def test_the_groups_of_a_code_are_independent():
+    code, single = OneHot(5, 0.01, 3), OneHot(5, 0.01)
+    old, new = torch.randn(2, 7, 15, generator=torch.Generator().manual_seed(0))
+    noise = uniform(7, 3)
+    action = code.sample(new, noise)
+    olds, news, actions, noises = old.split(5, -1), new.split(5, -1), action.split(5, -1), noise.split(1, -1)
+    close(action, torch.cat(list(map(single.sample, news, noises)), -1))
+    close(code.logprob(new, action), sum(map(single.logprob, news, actions)))
+    close(code.entropy(new), sum(map(single.entropy, news)))
+    close(code.divergence(old, new), sum(map(single.divergence, olds, news)))
+
+
 # --- actions of several parts ---
 
 MIXED = (ActionPart("gear", 3, True), ActionPart("steer", 2, False), ActionPart("horn", 2, True))
@@ -115,6 +141,20 @@ def test_a_mixed_action_is_the_concatenation_of_its_parts():
     entropies = [part.entropy(p) for part, p in zip(joint.parts, pieces[0], strict=True)]
     close(joint.logprob(params, action), sum(logprobs))
     close(joint.entropy(params), sum(entropies))
+
+
+@pytest.mark.parametrize(
+    ("part", "most"), [(OneHot(8, 0.01, 8), 16.635532), (OneHot(5, 0.01), 1.609438), (BoundedNormal(2), 2.837877)]
+)
+def test_the_share_of_the_entropy_is_one_where_nothing_is_known(part, most):
+    params = torch.full((part.parameters,), 30.0)
+    assert part.entropy_range[1] == pytest.approx(most, rel=1e-6)
+    close(ActionDistribution([part]).entropy_share(params), 1.0)
+
+
+@pytest.mark.parametrize(("deviation", "share"), [(0.1, 0.0), (0.316228, 0.5), (1.0, 1.0)])
+def test_the_share_of_a_normals_entropy_lies_between_its_bounds(deviation, share):
+    close(ActionDistribution([BoundedNormal(1)]).entropy_share(normal_params(0.0, deviation)), share, atol=1e-5)
 
 
 def test_parts_of_a_mixed_action_diverge_independently():

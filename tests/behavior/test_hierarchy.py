@@ -1,0 +1,282 @@
+"""A manager over a worker: in dreams, in learning, and in real environments."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reverie.agent import Agent
+from reverie.behavior.hierarchy import REACHED, Hierarchy, HierarchyOptions
+from reverie.imagine import imagine
+from reverie.types import ConfigError, Dream, Latent
+from reverie.world.model import MultimodalWorldModel
+from tests.core import (
+    CONSTANT,
+    PASSES,
+    PLANNED,
+    Recorder,
+    close,
+    dream_starts,
+    make_agent,
+    make_batch,
+    make_behavior,
+    make_world,
+    planned_dream,
+    shake,
+    step_of,
+    values,
+)
+
+SCALES = {"return_low", "return_high", "spread"}
+"""What a level that rests keeps measuring."""
+
+
+OWNERS = {
+    "world": "world",
+    "goals": "behavior.goals",
+    "manager_actor": "behavior.manager.actor",
+    "manager_critic": "behavior.manager.critic",
+    "actor": "behavior.worker.actor",
+    "critic": "behavior.worker.critic",
+}
+"""What each optimizer trains."""
+
+
+def choose(**changes) -> HierarchyOptions:
+    return PLANNED.model_copy(update=changes)
+
+
+@pytest.fixture
+def world() -> MultimodalWorldModel:
+    world = make_world()
+    shake(world)
+    return world
+
+
+def over(world: MultimodalWorldModel, **changes) -> Hierarchy:
+    behavior = make_behavior(choose(**changes), features=world.sizes.features, deter=world.sizes.deter)
+    shake(behavior)
+    assert isinstance(behavior, Hierarchy)
+    return behavior
+
+
+def dream_in(world: MultimodalWorldModel, behavior: Hierarchy) -> Dream:
+    return imagine(world, behavior, dream_starts(world), 4, torch.Generator().manual_seed(0))
+
+
+# --- the dream ---
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("goals", ["autoencoder", "skill"])
+def test_the_worker_sees_one_goal_until_the_manager_decides_again(world, goals):
+    behavior = over(world, goals=goals)
+    dream = dream_in(world, behavior)
+    features, goal, manager = dream.latent.features, dream.goal, behavior.manager
+    assert torch.equal(dream.target, goal.target[:, [0, 0, 1, 1, 2]])
+    close(dream.policy, behavior.worker.policy(torch.cat([features, dream.target], -1)[:, :-1]))
+    close(goal.target, behavior.goals.decode(goal.code).target.detach())
+    close(dream.choice, manager.policy(features[:, :-1:2]))
+    close(dream.choice_logprob, manager.distribution.logprob(dream.choice, goal.code[:, :-1]))
+    assert dream.own.all() and not torch.equal(goal.code[:, 0], goal.code[:, 1])
+    assert not any(field.requires_grad for field in (*goal.fields, dream.choice, dream.choice_logprob))
+
+
+def test_a_goal_pays_for_the_state_that_was_reached_while_it_was_in_force():
+    states = torch.tensor([[[1.0, 0], [0, 1], [1, 1], [2, 0], [0, 2]]])
+    goals = torch.tensor([[[1.0, 0], [0, 2], [9, 9]]])  # with the next goal the last reward would be 0.1111
+    behavior = make_behavior(features=2, deter=2)
+    close(behavior.rewards(planned_dream(states, goals, {}))["goal"], [[0.0, 0.5, 0.0, 1.0]])
+
+
+def test_given_goals_are_states_of_another_sequence_and_hold_for_the_whole_dream(world, monkeypatch):
+    behavior, start, seen = over(world, goal_mix=1.0), dream_starts(world), []
+    propose = behavior.goals.propose
+    monkeypatch.setattr(behavior.goals, "propose", lambda deter, noise: (seen.append(deter), propose(deter, noise))[1])
+    dream = imagine(world, behavior, start, 4, torch.Generator().manual_seed(0))
+    assert not dream.own.any()
+    assert all(torch.equal(field, field[:, :1].expand_as(field)) for field in dream.goal.fields)
+    origin = (seen[0][:, None] == start.deter).all(-1).float().argmax(-1)
+    assert origin.unique().numel() == 18 and bool((origin // 6 != torch.arange(18) // 6).all())
+
+
+def test_dreams_whose_goals_are_given_stand_beside_those_of_the_manager(world):
+    dream = dream_in(world, over(world, goal_mix=0.5))
+    changing = (dream.goal.code[:, 0] != dream.goal.code[:, 1]).any(-1)
+    assert torch.equal(dream.own, changing) and 0 < dream.own.sum() < 18
+
+
+def test_reaching_is_measured_where_a_goal_ends_against_goals_of_other_dreams():
+    states = torch.tensor([[[1.0, 0], [5, 5], [0, 1]], [[0, 1.0], [5, 5], [0, 1]]])
+    goals = torch.tensor([[[0.0, 1], [9, 9]], [[1.0, 0], [9, 9]]])
+    reach = make_behavior(features=2, deter=2).reach(planned_dream(states, goals, {}))
+    expected = {"fit_at_start": 0.0, "fit_at_end": 0.5, "reach": 0.5, "reach_shuffled": 0.5}
+    assert {name: value.item() for name, value in reach.items()} == {f"goals/{key}": v for key, v in expected.items()}
+
+
+# --- what each level is paid for ---
+
+
+@pytest.mark.parametrize(
+    ("changes", "manager", "worker"),
+    [
+        ({}, {"extrinsic": 1.0, "novelty": 0.1}, {"extrinsic": 1.0, "goal": 1.0}),
+        ({"preset": "director"}, {"extrinsic": 1.0, "novelty": 0.1}, {"goal": 1.0}),
+        ({"novelty_weight": 0.0, "goal_weight": 0.0}, {"extrinsic": 1.0}, {"extrinsic": 1.0}),
+    ],
+)
+def test_streams_without_weight_are_left_out(changes, manager, worker):
+    behavior = make_behavior(choose(**changes), features=3, deter=2)
+    for level, streams in zip(behavior.levels, (manager, worker), strict=True):
+        assert {name: stream.weight for name, stream in level.streams.items()} == streams
+        assert [stream.split for stream in level.streams.values()] == [name == "goal" for name in streams]
+
+
+@pytest.mark.parametrize(("time", "scale"), [("smdp", 0.3), ("director", 0.0)])
+def test_only_a_manager_that_counts_steps_learns_from_replayed_steps(time, scale):
+    agent = make_agent(hierarchy=choose(time=time))
+    for group in ("world", "manager_critic"):
+        assert agent.optimizers[group].scales["replay_value"] == scale
+    assert agent.optimizers["critic"].scales.keys() == {"value"}
+
+
+# --- learning ---
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"time": "director", "preset": "director"},
+        {"goals": "skill", "period": 4},
+        {"goal_reward": "distance", "period": 1},
+        {"goal_reward": "cosine", "goal_mix": 0.5},
+    ],
+)
+def test_every_choice_learns(changes):
+    agent = make_agent(behavior=PASSES, hierarchy=choose(**changes), optimizer=CONSTANT)
+    for seed in range(2):
+        metrics, _ = agent.learn(make_batch(agent.world, seed=seed))
+        assert all(value.ndim == 0 and bool(value.isfinite()) for value in metrics.values())
+        assert not any(value for name, value in metrics.items() if name.endswith("/skipped"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "resting"),
+    [
+        ({}, set()),
+        ({"frozen": True}, {"manager"}),
+        ({"goal_warmup": 2}, set()),
+        ({"goal_warmup": 3}, {"manager", "worker"}),
+    ],
+)
+def test_a_frozen_manager_never_moves_and_nobody_does_before_goals_were_learned(changes, resting):
+    agent = make_agent(behavior=PASSES, hierarchy=choose(**changes), optimizer=CONSTANT)
+    shake(agent)
+    for level in agent.behavior.levels:
+        level.slow_critic.load_state_dict(level.critic.state_dict())
+    before = values(agent)
+    for seed in range(2):
+        agent.learn(make_batch(agent.world, seed=seed))
+    moved = {name for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
+    for level in ("manager", "worker"):
+        parts = {name.split(".")[2] for name in moved if name.startswith(f"behavior.{level}.")}
+        learned = {"actor", "critic", "slow_critic"} | ({"entropy_weight"} if level == "manager" else set())
+        assert parts == SCALES | (set() if level in resting else learned), level
+    assert any(name.startswith("behavior.goals.encoder") for name in moved)
+    assert agent.behavior.practice == 2
+
+
+def test_given_goals_teach_the_worker_and_the_critics_but_not_the_manager():
+    agent = make_agent(behavior=PASSES, hierarchy=choose(goal_mix=1.0), optimizer=CONSTANT)
+    shake(agent)
+    before = values(agent)
+    agent.learn(make_batch(agent.world))
+    moved = {name for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
+    assert not any(name.startswith("behavior.manager.actor") for name in moved)
+    for part in ("worker.actor", "worker.critic", "manager.critic", "goals.encoder"):
+        assert any(name.startswith(f"behavior.{part}") for name in moved), part
+
+
+class Witness(Recorder):
+    """Notes which parts of an agent each loss would train."""
+
+    def __init__(self, agent: Agent):
+        super().__init__()
+        self.trained: dict[str, set[str]] = {}
+        self.named = {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
+
+    def step(self, losses, when=None):
+        for loss, value in losses.items():
+            slopes = torch.autograd.grad(value.mean(), [*self.named.values()], allow_unused=True, retain_graph=True)
+            found = [name for name, slope in zip(self.named, slopes, strict=True) if slope is not None and slope.any()]
+            self.trained[loss] = {
+                part for part in OWNERS.values() if any(name.startswith(f"{part}.") for name in found)
+            }
+        return {}
+
+
+def test_every_loss_trains_its_owner_alone():
+    agent = make_agent(hierarchy=PLANNED)
+    shake(agent)
+    scales = {group: optimizer.scales for group, optimizer in agent.optimizers.items()}
+    agent.optimizers = {group: Witness(agent) for group in scales}
+    agent.learn(make_batch(agent.world))
+    for group, witness in agent.optimizers.items():
+        expected = {loss: {OWNERS[group]} for loss in scales[group]}
+        if group == "world":
+            expected["replay_value"] = {"world", OWNERS["manager_critic"]}
+        assert witness.trained == expected, group
+
+
+# --- real environments ---
+
+
+def test_goals_hold_for_their_period_and_end_with_their_own_episode():
+    agent = make_agent(hierarchy=choose(period=3), horizon=3)
+    shake(agent)
+    told: list[Tensor] = []
+    agent.behavior.worker.actor.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
+    carry, decided = agent.initial(2), []
+    for t, first in enumerate(zip([1, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], strict=True)):
+        before = carry.goal
+        _, carry = agent.act(step_of(agent, 2, seed=t, first=np.array(first, bool)), carry)
+        decided.append([not torch.equal(*pair) for pair in zip(before.target, carry.goal.target, strict=True)])
+        assert torch.equal(told[-1], torch.cat([carry.latent.features, carry.goal.target], -1))
+        close(carry.goal.target, agent.behavior.goals.decode(carry.goal.code).target.detach())
+    assert np.array(decided, int).T.tolist() == [[1, 0, 0, 1, 1, 0, 0, 1], [1, 0, 0, 1, 0, 0, 1, 0]]
+
+
+def test_acting_without_a_decision_draws_the_same_random_numbers():
+    agent = make_agent(hierarchy=choose(period=4))
+    carry, states = agent.initial(2), []
+    for t in range(3):
+        twin = torch.Generator()
+        twin.set_state(agent.generators["act"].get_state())
+        _, carry = agent.act(step_of(agent, 2, seed=t), carry)
+        torch.rand(2, 4 + 1 + 8, generator=twin)
+        states.append(torch.equal(twin.get_state(), agent.generators["act"].get_state()))
+    assert all(states)
+
+
+def test_shuffled_goals_are_those_of_another_environment():
+    agents = make_agent(hierarchy=PLANNED), make_agent(hierarchy=PLANNED)
+    agents[1].behavior.shuffle()
+    plain, shuffled = (agent.act(step_of(agent), agent.initial(3))[1].goal for agent in agents)
+    assert torch.equal(shuffled.target, plain.target.roll(1, 0)) and not torch.equal(shuffled.target, plain.target)
+    with pytest.raises(ConfigError, match="one environment has no other's goals"):
+        agents[1].act(step_of(agents[1], 1), agents[1].initial(1))
+    with pytest.raises(ConfigError, match="no goals to shuffle"):
+        make_agent().behavior.shuffle()
+
+
+def test_arrivals_are_goals_that_had_their_time_and_whose_episode_goes_on():
+    behavior, none = make_behavior(features=2, deter=2), torch.zeros(4, 0, 0)
+    goal = replace(behavior.nothing(Latent(torch.zeros(4, 2), none, none)), target=torch.tensor([[1.0, 0], [0, 1]] * 2))
+    arrived = Latent(torch.tensor([[1.0, 0]] * 4), none, none)
+    age, first = torch.tensor([2, 4, 1, 2]), torch.tensor([False, False, False, True])
+    close(behavior.arrivals(goal, age, arrived, first), [[1.0, 0.0], [0.0, 1.0]])
+    assert REACHED < 1.0
