@@ -1,4 +1,4 @@
-"""The command line: ``reverie train | evaluate | play | profile | config | inspect``.
+"""The command line: ``reverie train | sweep | evaluate | play | profile | config | inspect``.
 
 Every mistake that a user can mend is one line on standard error and a documented exit code.
 """
@@ -36,8 +36,15 @@ def parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train an agent (what run_dreamer.py does)")
     _add_config_flags(train)
+    _add_sweep_flags(train)
     train.add_argument("--checkpoint", type=Path, help="go on from this checkpoint")
     train.set_defaults(run=_train)
+
+    sweep = commands.add_parser("sweep", help="train with every combination of the lists in a configuration, and rank")
+    _add_config_flags(sweep)
+    _add_sweep_flags(sweep)
+    sweep.add_argument("--report", type=Path, metavar="DIR", help="train nothing: rank what is in the sweep's folder")
+    sweep.set_defaults(run=_sweep)
 
     evaluate = commands.add_parser("evaluate", help="play whole episodes and print the mean return")
     play = commands.add_parser("play", help="film episodes, and the world model's dream of one")
@@ -137,10 +144,16 @@ def _add_config_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("overrides", nargs="*", metavar="section.key=value")
 
 
+def _add_sweep_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--name", help="the run's or the sweep's folder inside run.directory")
+    command.add_argument("--parallel", type=_at_least(1), help="trials of a sweep that run side by side (default: 1)")
+
+
 def _values(options: argparse.Namespace) -> dict[str, Any]:
     """The flags as configuration keys."""
     flags = {
         "env.name": options.env,
+        "run.name": vars(options).get("name"),
         "run.device": options.device,
         "run.steps": options.steps,
         "run.seed": options.seed,
@@ -149,31 +162,60 @@ def _values(options: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def _load_config(options: argparse.Namespace) -> configuration.Config:
+def _path(options: argparse.Namespace) -> Path | None:
+    """The configuration file, if there is one."""
     if options.multimodal and options.config:
         raise ConfigError("--multimodal and --config both name a configuration; give one of them")
-    default = Path("configs/default.json")
-    path = options.config or (default if default.is_file() else None)
     if options.multimodal:
-        path = Path("configs/multimodal.json")
-    return configuration.load(path, options.overrides, _values(options))
+        return Path("configs/multimodal.json")
+    default = Path("configs/default.json")
+    return options.config or (default if default.is_file() else None)
+
+
+def _tree(options: argparse.Namespace) -> dict[str, Any]:
+    """What file and flags say, lists of a sweep included."""
+    path = _path(options)
+    return configuration.change(configuration.read(path) if path else {}, options.overrides, _values(options))
 
 
 def _train(options: argparse.Namespace) -> int:
+    from reverie.run.grid import axes
     from reverie.run.logger import console
     from reverie.run.train import DreamerV3Trainer
 
     console(options.log_level or "INFO")
     if options.checkpoint is None:
-        config = _load_config(options)
+        tree = _tree(options)
+        if options.parallel or axes(tree):
+            return _sweep(options)
+        config = configuration.build(tree)
         console(config.logger.level)
         return DreamerV3Trainer(config).train()
-    if options.config is not None or options.multimodal:
-        raise ConfigError("--checkpoint brings its own configuration; leave out --config and --multimodal, and change "
-                          "single keys with section.key=value")  # fmt: skip
+    if options.config is not None or options.multimodal or options.parallel:
+        raise ConfigError("--checkpoint brings its own configuration; leave out --config, --multimodal and --parallel, "
+                          "and change single keys with section.key=value")  # fmt: skip
     trainer = DreamerV3Trainer.resume(options.checkpoint, options.overrides, _values(options))
     console(trainer.config.logger.level)
     return trainer.train()
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from reverie.run import grid, leaderboard, sweep
+    from reverie.run.logger import console
+
+    console(options.log_level or "INFO")
+    if folder := vars(options).get("report"):
+        plan = sweep.reopen(folder)
+        print("\n".join(leaderboard.table(plan, sweep.read(plan))))
+        return 0
+    path = _path(options)
+    plan = grid.expand(_tree(options), path.stem if path else "sweep")
+    code = sweep.run(plan, options.parallel or 1, lambda results: leaderboard.write(plan, results))
+    results = sweep.read(plan)
+    print("\n".join(leaderboard.table(plan, results)))
+    leaderboard.write(plan, results)
+    leaderboard.plot(plan, results)
+    return code
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -202,7 +244,7 @@ def _play(options: argparse.Namespace) -> int:
 def _profile(options: argparse.Namespace) -> int:
     from reverie.run.profile import profile
 
-    result = profile(_load_config(options), options.updates)
+    result = profile(configuration.build(_tree(options)), options.updates)
     print("\n".join(result.lines()))
     if options.output:
         result.write(options.output)
@@ -210,7 +252,7 @@ def _profile(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    print(configuration.dump(_load_config(options)), end="")
+    print(configuration.dump(configuration.build(_tree(options))), end="")
     return 0
 
 

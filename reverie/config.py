@@ -54,7 +54,7 @@ FLAT = {
 class RunOptions(Options):
     """How long to train, on what, and how often to look and to save."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,-]*$", max_length=100)
     """The run's folder inside `directory`; made from environment, date and seed when left out."""
     directory: str = Field(default="runs", min_length=1)
     """Where the folders of all runs are kept."""
@@ -155,10 +155,17 @@ def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mappin
 
 def override(tree: Mapping[str, Any], overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> Config:
     """The Config of nested plain values, changed by ``section.key=value`` and by values by key. Raises ConfigError."""
+    return build(change(tree, overrides, values))
+
+
+def change(
+    tree: Mapping[str, Any], overrides: Sequence[str], values: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """A copy of nested plain values, changed as `override` does, before anything is checked. Raises ConfigError."""
     tree = copy.deepcopy(dict(tree))
     for key, value in [*map(_parse_override, overrides), *(values or {}).items()]:
         _put(tree, key, value)
-    return build(tree)
+    return tree
 
 
 def build(tree: Mapping[str, Any]) -> Config:
@@ -246,11 +253,11 @@ def _nested(tree: Mapping[str, Any]) -> dict[str, Any]:
     nested = {name: dict(value) if isinstance(value, dict) else value for name, value in tree.items()}
     for short, key in FLAT.items():
         place, _, name = short.rpartition(".")
-        section = _find(nested, place) if place else nested
+        section = find(nested, place) if place else nested
         if not isinstance(section, dict) or name not in section:
             continue
         value = section.pop(name)
-        present = _find(nested, key)
+        present = find(nested, key)
         if present is not None and present != value:
             raise ConfigError(f"{short} = {_show(value)} but {key} = {_show(present)}: the same option; keep one")
         _put(nested, short, value)
@@ -278,7 +285,8 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[name] = value
 
 
-def _find(tree: Any, key: str) -> Any:
+def find(tree: Any, key: str) -> Any:
+    """The value under a dotted key of nested values; None where nothing is."""
     for part in key.split("."):
         tree = _children(tree).get(part)
     return tree
@@ -293,7 +301,7 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
             path, value = _join(path, part), _children(value)[part]
     message = first["msg"]
     if first["type"] == "extra_forbidden":
-        names = {alias: key for key in _keys(Config) for alias in (key, key.rpartition(".")[2])}
+        names = {alias: key for key in keys(Config) for alias in (key, key.rpartition(".")[2])}
         names |= {short: short for short in FLAT}
         message = f"unknown key; did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"
     for opening in ("Input ", "String ", "Value error, "):
@@ -301,12 +309,12 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
     raise ConfigError(f"{path or 'configuration'} = {_show(value)}: {message}") from None
 
 
-def _keys(options: type[Options], prefix: str = "") -> Iterator[str]:
+def keys(options: type[Options], prefix: str = "") -> Iterator[str]:
     """The dotted keys of all sections and options."""
     for name, field in options.model_fields.items():
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
-            yield from _keys(field.annotation, f"{prefix}{name}.")
+            yield from keys(field.annotation, f"{prefix}{name}.")
 
 
 def _children(value: Any) -> dict[Any, Any]:

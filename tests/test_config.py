@@ -74,7 +74,7 @@ def test_every_option_has_a_default_and_a_description():
 
 @pytest.mark.parametrize(("short", "key"), FLAT.items())
 def test_short_names_stand_for_existing_options(short, key):
-    assert key in set(config._keys(Config))
+    assert key in set(config.keys(Config))
 
 
 @pytest.mark.parametrize("short", ["batch_size", "world_lr", "kl_scale", "device", "use_wandb"])
@@ -244,7 +244,7 @@ def test_no_damaged_config_raises_anything_but_one_line(file, monkeypatch):
     seen: list[str] = []
     watching = False
     sys.addaudithook(lambda event, _: seen.append(event) if watching and event in EXECUTED else None)
-    keys = [*config._keys(Config), *FLAT, "unknown", "run.x.y", "", "."]
+    keys = [*config.keys(Config), *FLAT, "unknown", "run.x.y", "", "."]
     draw = random.Random(0)
     text = dump(Config()).encode()
     refused = 0
