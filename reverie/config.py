@@ -118,10 +118,8 @@ class Config(Options):
         replay, starts = self.replay, self.agent.starts
         needed = replay.least_capacity(self.env.envs)
         if replay.capacity < needed:
-            raise ConfigError(
-                f"replay.capacity = {replay.capacity}: one batch needs {needed} steps; raise it, "
-                "or lower replay.batch_size, replay.length or env.envs"
-            )
+            raise ConfigError(f"replay.capacity = {replay.capacity}: one batch needs {needed} steps; raise it, or "
+                              "lower replay.batch_size, replay.length or env.envs")  # fmt: skip
         if starts > replay.length:
             raise ConfigError(f"agent.starts = {starts}: should be at most replay.length = {replay.length}")
         if (starts or replay.length) < 2:
@@ -141,8 +139,6 @@ class Config(Options):
             raise ConfigError(f"hierarchy.period = {hierarchy.period}: should divide agent.horizon = {horizon}")
         if hierarchy.minibatches > steps:
             raise ConfigError(f"hierarchy.minibatches = {hierarchy.minibatches}: an update values {steps} steps")
-        if hierarchy.preset == "director" and not hierarchy.goal_weight:
-            raise ConfigError("hierarchy.goal_weight = 0: a director's worker is paid for nothing else; raise it")
 
 
 def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:

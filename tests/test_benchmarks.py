@@ -39,7 +39,7 @@ def test_workload_has_the_size_that_the_peers_are_built_at(
 
 
 def test_update_is_measured_in_a_process_of_its_own(speed: ModuleType) -> None:
-    small = ("replay.batch_size=2", "replay.length=4", "agent.starts=2", "agent.horizon=2")
+    small = ("replay.batch_size=4", "replay.length=4", "agent.starts=2", "agent.horizon=2")
     task = speed.describe(speed.WORKLOADS["cartpole"], threads=1, seconds=0, changes=small)
     answer = speed.run(speed.program_of("reverie"), task)
     assert len(answer["milliseconds"]) == 1

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from reverie.behavior import views
@@ -61,6 +61,12 @@ class HierarchyOptions(Options):
     """Pieces per pass of the manager."""
     target_kl: float = Field(default=0.16, gt=0)
     """As `behavior.target_kl`, for the manager's whole code."""
+
+    @model_validator(mode="after")
+    def _pays_its_worker(self) -> HierarchyOptions:
+        if not (self.goal_weight or WORKER_PAY[self.preset]):
+            raise ConfigError("hierarchy.goal_weight = 0: a director's worker is paid for nothing else; raise it")
+        return self
 
 
 class Flat(nn.Module):
