@@ -1,9 +1,12 @@
-"""Learning curves: trains every task with every seed through the real command line, and writes figures and a table.
+"""Learning curves: trains tasks, arms of the ablation ladder and seeds through the real command line; figures, tables.
 
-    python benchmarks/learning.py                      # all tasks, their seeds, two runs side by side
+    python benchmarks/learning.py                      # the README's tasks, two runs side by side
     python benchmarks/learning.py cartpole --seeds 5   # one task
+    python benchmarks/learning.py vecpad3 doorkey --arms a0_reinforce a1_ppo a3_hybrid
 
-Runs that have finished are not repeated; results are in ``benchmarks/results/learning_<task>.{json,png}``.
+An arm is a file of ``configs/ladder`` that changes the task's configuration. Runs that have finished are not repeated,
+others go on from their last checkpoint. Results are in ``benchmarks/results/learning_<task>.{json,png}``, those of arms
+in ``ladder.{json,md,png}``.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import ladder
 import numpy as np
 import torch
+from ladder import Curve, Outcome
 
 from reverie.config import load
 from reverie.env import make_vector
 from reverie.run.collect import Scores
+from reverie.run.evaluate import evaluate, restore_agent
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/learning")
@@ -36,6 +42,8 @@ class Task:
     config: str
     seeds: int
     goal: float
+    settings: tuple[str, ...] = ()
+    """Changes of the file, as ``section.key=value``."""
 
 
 TASKS = {
@@ -45,39 +53,70 @@ TASKS = {
     "pixels": Task("pixels", 2, 0.8),
     "lunarlander": Task("lunarlander", 1, 200),
 }
+"""What the README reports."""
+
+LADDER_TASKS = {
+    "vecpad3": Task("pinpad", 3, 8.0),
+    "doorkey": Task("minigrid", 3, 0.9),
+}
+"""Where arms are compared; the goal is what a good policy gets, and the end of the normalised scale."""
 
 
-def train(name: str, task: Task, seed: int, *, threads: int) -> Path:
-    """Runs one seed to its end (or finds it finished); returns its metrics file."""
-    folder = RUNS / f"{name}-{seed}"
+@dataclass(frozen=True)
+class Run:
+    """One seed of a task, in its own configuration or changed by an arm."""
+
+    name: str
+    seed: int
+    arm: str | None = None
+
+    @property
+    def task(self) -> Task:
+        return (TASKS | LADDER_TASKS)[self.name]
+
+    @property
+    def folder(self) -> Path:
+        return RUNS / "-".join(filter(None, (self.name, self.arm, str(self.seed))))
+
+    @property
+    def latest(self) -> Path:
+        return self.folder / "checkpoints" / "latest.pt"
+
+    def source(self) -> list[str]:
+        """The arguments that say what to train: the last checkpoint, or the configuration."""
+        if self.latest.exists():
+            return ["--checkpoint", str(self.latest)]
+        files = [f"configs/{self.task.config}.json", *([f"configs/ladder/{self.arm}.json"] if self.arm else [])]
+        configs = [argument for file in files for argument in ("--config", file)]
+        return [*configs, "--seed", str(self.seed), *self.task.settings]
+
+
+def train(run: Run, *, threads: int) -> Curve:
+    """Trains one run to its end (or finds it finished); returns its evaluations."""
+    folder = run.folder
     finished = folder / "finished"
     if not finished.exists():
-        latest = folder / "checkpoints" / "latest.pt"
-        start = (
-            ["--checkpoint", str(latest)]
-            if latest.exists()
-            else ["--config", f"configs/{task.config}.json", "--seed", str(seed)]
-        )
         settings = [f"run.directory={RUNS}", f"run.name={folder.name}", f"run.threads={threads}", "run.video=false",
                     "logger.tensorboard=false", f"run.checkpoint_dir={folder}/newest"]  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with (folder / "console.log").open("a") as console:
-            command = [sys.executable, "run_dreamer.py", *start, *settings, "--log-level", "WARNING"]
+            command = [sys.executable, "run_dreamer.py", *run.source(), *settings, "--log-level", "WARNING"]
             subprocess.run(command, check=True, stdout=console, stderr=console, env=environment)
         finished.touch()
-    return folder / "metrics.jsonl"
+    return curve(folder / "metrics.jsonl")
 
 
-def curve(path: Path) -> dict[str, list[float]]:
-    """Steps, seconds of training and mean returns of all evaluations in a metrics file."""
+def curve(path: Path) -> Curve:
+    """All evaluations in a metrics file; how often goals were reached too, where a manager sets some."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if "evaluation/return" in row]
     columns = {"step": "step", "seconds": "run/seconds", "return": "evaluation/return"}
-    return {name: [row[key] for row in rows] for name, key in columns.items()}
+    columns |= {name: f"evaluation/{name}" for name in ("goal_reach", "goal_reach_shuffled")}
+    return {name: [row[key] for row in rows] for name, key in columns.items() if key in rows[0]}
 
 
-def judge(points: dict[str, list[float]], goal: float) -> dict[str, float | None]:
+def judge(points: Curve, goal: float) -> dict[str, float | None]:
     """When the goal was first reached, and how well it was held from there to three times the steps."""
     reached = next((i for i, value in enumerate(points["return"]) if value >= goal), None)
     if reached is None:
@@ -97,7 +136,7 @@ def judge(points: dict[str, list[float]], goal: float) -> dict[str, float | None
 
 def random_return(task: Task, episodes: int = 100) -> float:
     """Mean return of uniformly random actions."""
-    env = load(Path(f"configs/{task.config}.json")).env
+    env = load(Path(f"configs/{task.config}.json"), task.settings).env
     envs, random = make_vector(env.model_copy(update={"mode": "inline"}), 0, envs=10), np.random.default_rng(0)
     scores, finished = Scores(envs.size), []
     while len(finished) < episodes:
@@ -113,7 +152,7 @@ def random_return(task: Task, episodes: int = 100) -> float:
     return float(np.mean(finished))
 
 
-def plot(name: str, goal: float, random: float, curves: list[dict[str, list[float]]], path: Path) -> None:
+def plot(name: str, goal: float, random: float, curves: list[Curve], path: Path) -> None:
     """Every seed's curve, the goal, and a random policy."""
     import matplotlib
 
@@ -144,9 +183,9 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
-def report(name: str, paths: list[Path], load: str) -> None:
-    """Writes the results of one task, a metrics file per seed, and prints a line for each."""
-    task, curves = TASKS[name], [curve(path) for path in paths]
+def report(name: str, curves: list[Curve], load: str) -> None:
+    """Writes the results of one task, and prints a line for each seed."""
+    task = TASKS[name]
     random, verdicts = random_return(task), [judge(points, task.goal) for points in curves]
     result = {
         "task": name,
@@ -165,25 +204,61 @@ def report(name: str, paths: list[Path], load: str) -> None:
         print(f"{name} seed {seed}: {verdict}", flush=True)
 
 
+def shuffled_return(run: Run, episodes: int = 50) -> float | None:
+    """Mean return of a trained agent whose goals are exchanged among environments; None where it has no goals."""
+    agent, config = restore_agent(run.latest, "cpu")
+    if agent.behavior.goals is None:
+        return None
+    agent.behavior.shuffle()
+    return evaluate(agent, config.env, episodes, seed=1).mean
+
+
+def compare(curves: dict[Run, Curve], load: str) -> None:
+    """Writes what came of every arm on every task, and prints the table."""
+    randoms = {task: random_return(task) for task in {run.task for run in curves}}
+    outcomes = [
+        Outcome(run.name, run.arm or "", run.seed, randoms[run.task], run.task.goal, points, shuffled_return(run))
+        for run, points in curves.items()
+    ]
+    lines = list(ladder.table(outcomes))
+    result = {
+        "machine": machine(),
+        "side by side": load,
+        "arms": ladder.summary(outcomes),
+        "runs": [vars(outcome) for outcome in outcomes],
+    }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "ladder.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "ladder.md").write_text("\n".join(lines) + "\n")
+    ladder.plot(outcomes, RESULTS / "ladder.png")
+    print("\n".join(lines))
+
+
 def main() -> None:
     """Trains what was asked for, and writes its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(TASKS)} (default: all)")
+    every = TASKS | LADDER_TASKS
+    parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(every)}")
+    parser.add_argument("--arms", nargs="+", metavar="arm", help="of configs/ladder: compare them on the tasks")
     parser.add_argument("--seeds", type=int, help="instead of the task's own number")
     parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     options = parser.parse_args()
-    names = options.tasks or list(TASKS)
+    names = options.tasks or list(LADDER_TASKS if options.arms else TASKS)
+    load = f"{options.parallel} x {options.threads} threads"
+    runs = [
+        Run(name, seed, arm)
+        for name in names
+        for seed in range(options.seeds or every[name].seeds)
+        for arm in options.arms or [None]
+    ]
     with ThreadPoolExecutor(options.parallel) as pool:
-        jobs = {
-            name: [
-                pool.submit(train, name, TASKS[name], seed, threads=options.threads)
-                for seed in range(options.seeds or TASKS[name].seeds)
-            ]
-            for name in names
-        }
+        jobs = {run: pool.submit(train, run, threads=options.threads) for run in runs}
+        if options.arms:
+            compare({run: job.result() for run, job in jobs.items()}, load)
+            return
         for name in names:
-            report(name, [job.result() for job in jobs[name]], f"{options.parallel} x {options.threads} threads")
+            report(name, [job.result() for run, job in jobs.items() if run.name == name], load)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,9 @@ def _at_least(smallest: int) -> Callable[[str], int]:
 
 
 def _add_config_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, help="a JSON file (default: configs/default.json, if present)")
+    command.add_argument("--config", type=Path, action="append", default=[],
+                         help="a JSON file, or several: the later changes the earlier "
+                         "(default: configs/default.json, if present)")  # fmt: skip
     command.add_argument("--multimodal", action="store_true", help="configs/multimodal.json: an image beside a vector")
     command.add_argument("--env", help="environment: a Gymnasium id, suite/task, or module:callable")
     command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
@@ -162,20 +164,22 @@ def _values(options: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def _path(options: argparse.Namespace) -> Path | None:
-    """The configuration file, if there is one."""
+def _paths(options: argparse.Namespace) -> list[Path]:
+    """The configuration files, the later of which change the earlier."""
     if options.multimodal and options.config:
         raise ConfigError("--multimodal and --config both name a configuration; give one of them")
     if options.multimodal:
-        return Path("configs/multimodal.json")
+        return [Path("configs/multimodal.json")]
     default = Path("configs/default.json")
-    return options.config or (default if default.is_file() else None)
+    return options.config or ([default] if default.is_file() else [])
 
 
 def _tree(options: argparse.Namespace) -> dict[str, Any]:
-    """What file and flags say, lists of a sweep included."""
-    path = _path(options)
-    return configuration.change(configuration.read(path) if path else {}, options.overrides, _values(options))
+    """What files and flags say, lists of a sweep included."""
+    tree: dict[str, Any] = {}
+    for path in _paths(options):
+        tree = configuration.merge(tree, configuration.read(path))
+    return configuration.change(tree, options.overrides, _values(options))
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -191,7 +195,7 @@ def _train(options: argparse.Namespace) -> int:
         config = configuration.build(tree)
         console(config.logger.level)
         return DreamerV3Trainer(config).train()
-    if options.config is not None or options.multimodal or options.parallel:
+    if options.config or options.multimodal or options.parallel:
         raise ConfigError("--checkpoint brings its own configuration; leave out --config, --multimodal and --parallel, "
                           "and change single keys with section.key=value")  # fmt: skip
     trainer = DreamerV3Trainer.resume(options.checkpoint, options.overrides, _values(options))
@@ -208,8 +212,8 @@ def _sweep(options: argparse.Namespace) -> int:
         plan = sweep.reopen(folder)
         print("\n".join(leaderboard.table(plan, sweep.read(plan))))
         return 0
-    path = _path(options)
-    plan = grid.expand(_tree(options), path.stem if path else "sweep")
+    name = "-".join(path.stem for path in _paths(options)) or "sweep"
+    plan = grid.expand(_tree(options), name)
     code = sweep.run(plan, options.parallel or 1, lambda results: leaderboard.write(plan, results))
     results = sweep.read(plan)
     print("\n".join(leaderboard.table(plan, results)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -21,6 +20,7 @@ from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.env import EnvOptions
 from reverie.replay import ReplayOptions
+from reverie.strict_json import children, join, parse
 from reverie.types import ConfigError, Options
 from reverie.world.model import WorldOptions
 
@@ -181,7 +181,7 @@ def read(path: Path) -> dict[str, Any]:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise ConfigError(f"{path}: larger than {LARGEST_FILE} bytes; a configuration is smaller")
-        tree = _parse(content.decode())
+        tree = parse(content.decode())
         if not isinstance(tree, dict):
             raise ConfigError(f"{_show(tree)} is not an object; write {{...}}")
         return _nested(tree)
@@ -195,6 +195,15 @@ def read(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested plain values, changed by others section by section."""
+    merged = dict(tree)
+    for name, value in changes.items():
+        old = merged.get(name)
+        merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
 def dump(config: Config) -> str:
     """Every option of the configuration as JSON text."""
     return config.model_dump_json(indent=4) + "\n"
@@ -203,45 +212,6 @@ def dump(config: Config) -> str:
 def reference() -> str:
     """Every option at its default, as JSON text: the content of `configs/reference.json`."""
     return dump(Config())
-
-
-TWICE = object()
-
-
-def _parse(text: str) -> Any:
-    """JSON without what Python's reader lets pass: keys written twice, NaN, infinity, bottomless nesting."""
-    try:
-        value = json.loads(text, parse_int=_number, parse_float=_number, object_pairs_hook=_object)
-        _refuse_unsound(value, "")
-    except RecursionError:
-        raise ConfigError("nested too deeply; a configuration has three levels") from None
-    return value
-
-
-def _number(text: str) -> float:
-    """``1e6`` is as good an integer as 1000000; beyond what a float can count, nothing is."""
-    value = float(text)
-    return int(value) if "." not in text and abs(value) < 2**53 and value.is_integer() else value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    tree = dict(pairs)
-    if len(tree) < len(pairs):
-        keys = [key for key, _ in pairs]
-        tree |= {key: TWICE for key in keys if keys.count(key) > 1}
-    return tree
-
-
-def _refuse_unsound(value: Any, path: str) -> None:
-    if value is TWICE:
-        raise ConfigError(f"{path}: written twice; keep one")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{path} = {value}: should be a finite number".removeprefix(" = "))
-    if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise ConfigError(f"{path} = {_show(value)}: should be whole characters")
-    for key, item in _children(value).items():
-        _refuse_unsound(key, path)
-        _refuse_unsound(item, _join(path, key))
 
 
 def _nested(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,11 +235,11 @@ def _parse_override(text: str) -> tuple[str, Any]:
     if not (key and equals):
         raise ConfigError(f"{_show(text)}: unknown argument; an option is written section.key=value")
     try:
-        return key, _parse(value)
+        return key, parse(value)
     except json.JSONDecodeError:
         return key, value
     except ConfigError as error:
-        raise ConfigError(f"{_join('', key)}: {error}") from None
+        raise ConfigError(f"{join('', key)}: {error}") from None
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -277,14 +247,14 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         tree = tree.setdefault(section, {})
         if not isinstance(tree, dict):
-            raise ConfigError(f"{_join('', key)} = {_show(value)}: {section} = {_show(tree)} should be a section")
+            raise ConfigError(f"{join('', key)} = {_show(value)}: {section} = {_show(tree)} should be a section")
     tree[name] = value
 
 
 def find(tree: Any, key: str) -> Any:
     """The value under a dotted key of nested values; None where nothing is."""
     for part in key.split("."):
-        tree = _children(tree).get(part)
+        tree = children(tree).get(part)
     return tree
 
 
@@ -293,8 +263,8 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
     first = error.errors()[0]
     path, value = "", tree
     for part in first["loc"]:
-        if part in _children(value):  # other parts name the branch of a union
-            path, value = _join(path, part), _children(value)[part]
+        if part in children(value):  # other parts name the branch of a union
+            path, value = join(path, part), children(value)[part]
     message = first["msg"]
     if first["type"] == "extra_forbidden":
         names = {alias: key for key in keys(Config) for alias in (key, key.rpartition(".")[2])}
@@ -311,16 +281,6 @@ def keys(options: type[Options], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
             yield from keys(field.annotation, f"{prefix}{name}.")
-
-
-def _children(value: Any) -> dict[Any, Any]:
-    """What a value holds, by key or index."""
-    return value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
-
-
-def _join(path: str, key: str | int) -> str:
-    name = str(key) if str(key).isprintable() else json.dumps(key)
-    return f"{path}.{name}" if path else name
 
 
 def _show(value: Any) -> str:

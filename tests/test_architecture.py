@@ -17,12 +17,13 @@ ROOT = Path(__file__).parents[1]
 
 BASE = {"types", "functional"}
 BELOW_AGENT = BASE | {"nets", "native", "world", "behavior", "imagine", "optim"}
-BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "replay"}
+BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "replay", "strict_json"}
 BELOW_RUN = BELOW_CONFIG | {"config"}
 
 MAY_IMPORT = {
     "types": set(),
     "functional": {"types"},
+    "strict_json": {"types"},
     "native": set(),
     "env": BASE,
     "replay": BASE,

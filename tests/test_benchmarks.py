@@ -8,7 +8,9 @@ import time
 from pathlib import Path
 from subprocess import CompletedProcess
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -24,6 +26,53 @@ def speed(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def clock(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(BENCHMARKS / "peers")
     return importlib.import_module("clock")
+
+
+@pytest.fixture
+def ladder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("ladder")
+
+
+def outcome(ladder: ModuleType, arm: str, seed: int, returns: list[float], task: str = "task") -> Any:
+    curve = {"step": [10.0 * (i + 1) for i in range(len(returns))], "return": returns, "seconds": [1.0] * len(returns)}
+    return ladder.Outcome(task, arm, seed, random=1.0, goal=11.0, curve=curve, shuffled_return=None)
+
+
+def test_interquartile_mean_leaves_the_outer_quarters_out(ladder: ModuleType) -> None:
+    assert ladder.interquartile_mean(np.array([100.0, 3.0, 1.0, -50.0])) == 2.0
+    assert ladder.interquartile_mean(np.array([9.0, 1.0, 2.0])) == 4.0  # too few to leave any out
+    rows = np.array([[1.0, 2.0, 3.0, 4.0], [8.0, 6.0, 0.0, 4.0]])
+    assert ladder.interquartile_mean(rows).tolist() == [2.5, 5.0]
+
+
+def test_interval_holds_the_mean_and_is_a_point_where_seeds_agree(ladder: ModuleType) -> None:
+    assert ladder.aggregate([[0.5, 0.5, 0.5], [0.5, 0.5]]) == (0.5, 0.5, 0.5)
+    # Seeds are drawn within their task: the difference between tasks adds nothing to the interval.
+    middle, low, high = ladder.aggregate([[0.0, 0.0], [1.0, 1.0]])
+    assert middle == low == high == 0.5
+    middle, low, high = ladder.aggregate([[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]])
+    assert 0.5 < low < middle == 3.5 < high < 6.5
+
+
+def test_outcome_of_a_run_is_its_area_and_its_last_tenth(ladder: ModuleType) -> None:
+    run = outcome(ladder, "arm", 0, [3.0] * 18 + [5.0, 7.0])
+    assert run.final == pytest.approx(5.0)  # of the evaluations at 180, 190 and 200
+    assert run.area == pytest.approx((2.0 * 10 + 3.0 * 170 + 4.0 * 10 + 6.0 * 10) / 200)
+    assert run.normalised(6.0) == 0.5
+
+
+def test_table_has_every_arm_of_every_task_and_the_arms_together(ladder: ModuleType, tmp_path: Path) -> None:
+    runs = [outcome(ladder, arm, seed, [float(seed), 11.0], task)
+            for task in ("x", "y") for arm in ("a", "b") for seed in range(3)]  # fmt: skip
+    lines = list(ladder.table(runs))
+    assert [line.split("|")[1:4] for line in lines if "11.00" in line] == [
+        [f" {task} ", f" {arm} ", " 11.00, 11.00, 11.00 "] for task in "xy" for arm in "ab"
+    ]
+    assert lines[-1].startswith("| b | ")
+    assert lines[-1].endswith("| 1.00 (1.00 to 1.00) |")
+    ladder.plot(runs, tmp_path / "ladder.png")
+    assert (tmp_path / "ladder.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

@@ -179,3 +179,12 @@ def test_a_device_that_is_not_there_is_refused(name):
 def test_options_may_stand_anywhere():
     options = cli.parse(["train", "a.b=1", "--seed", "1", "c.d=2", "--env", "x", "e=3"])
     assert options.overrides == ["a.b=1", "c.d=2", "e=3"]
+
+
+def test_several_configurations_are_merged_in_their_order(tmp_path, capsys):
+    for name, tree in (("a", {"run": {"steps": 1, "seed": 2}}), ("b", {"run": {"steps": 3}})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(tree))
+    files = [text for name in "ab" for text in ("--config", str(tmp_path / f"{name}.json"))]
+    assert cli.main(["config", *files, "batch_size=5"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["run"]["steps"], shown["run"]["seed"], shown["replay"]["batch_size"]) == (3, 2, 5)

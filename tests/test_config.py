@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from reverie import config
-from reverie.config import FLAT, Config, build, dump, load, read, reference
+from reverie.config import FLAT, Config, build, dump, load, merge, read, reference
 from reverie.types import ConfigError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -278,6 +278,18 @@ def attempt(path: Path) -> str | None:
     except ConfigError as error:
         return str(error)
     return None
+
+
+def test_a_later_file_changes_single_options_of_an_earlier_one():
+    first = {"env": {"name": "a", "kwargs": {"x": 1}}, "agent": {"actor_optimizer": {"rate": 1, "eps": 2}}, "seed": 5}
+    later = {"env": {"kwargs": {"y": 2}}, "agent": {"actor_optimizer": {"rate": 3}}, "run": {"steps": 4}, "seed": {}}
+    assert merge(first, later) == {
+        "env": {"name": "a", "kwargs": {"x": 1, "y": 2}},
+        "agent": {"actor_optimizer": {"rate": 3, "eps": 2}},
+        "run": {"steps": 4},
+        "seed": {},
+    }
+    assert first["env"] == {"name": "a", "kwargs": {"x": 1}}
 
 
 def test_reading_keeps_lists_for_a_sweep(file):

@@ -16,6 +16,7 @@ READMES = ["README.md", "README.ko.md"]
 SWEEPS = {"experiment.json"}
 """Files that stand for many configurations; the tests of the sweep expand them."""
 CONFIGS = sorted({path.name for path in (ROOT / "configs").glob("*.json")} - SWEEPS)
+LADDER = sorted(path.name for path in (ROOT / "configs" / "ladder").glob("*.json"))
 
 LINK = re.compile(r"\]\(([^)#\s]+)|(?:src|href)=\"([^\"#]+)")
 COMMAND = re.compile(r"^\$? *(?:python (run_dreamer\.py)|(?:python -m )?reverie\b)(.*)$")
@@ -54,5 +55,15 @@ def test_shipped_configuration_loads(name: str) -> None:
     config.load(ROOT / "configs" / name)
 
 
+@pytest.mark.parametrize("task", ["default.json", "pinpad.json", "minigrid.json"])
+@pytest.mark.parametrize("arm", LADDER)
+def test_arm_of_the_ladder_changes_any_task(arm: str, task: str) -> None:
+    tree = config.merge(config.read(ROOT / "configs" / task), config.read(ROOT / "configs" / "ladder" / arm))
+    changed, plain = config.build(tree), config.load(ROOT / "configs" / task)
+    assert changed.hierarchy.enabled == ("a0" not in arm and "a1" not in arm)
+    assert (changed.env, changed.run, changed.world) == (plain.env, plain.run, plain.world)
+
+
 def test_there_are_shipped_configurations() -> None:
     assert "default.json" in CONFIGS
+    assert len(LADDER) > 1
