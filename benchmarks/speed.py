@@ -35,6 +35,7 @@ RESULTS = Path(__file__).parent / "results"
 SETTINGS = {
     "reverie": (),
     "reverie-tensors": ("run.kernels=off",),
+    "hierarchy": ("hierarchy.enabled=true", "hierarchy.goal_warmup=0"),
 }
 """Reverie's ways to compute, as changes of the configuration; everything is compared with the first."""
 PEERS = ("sheeprl", "torchrl")
@@ -55,6 +56,7 @@ class Workload:
 
 PUBLISHED = ("world.size=1m", "replay.batch_size=16", "replay.length=64")
 MID = (*PUBLISHED, "world.hidden=512", "world.units=512", "world.embed_dim=512", "world.classes=32", "world.layers=2")
+TWO_EPOCHS = "replay.batch_size=64", "agent.horizon=16", "behavior.epochs=2"
 NUMBERS, IMAGE = ObservationSpec((16,), "float32"), ObservationSpec((64, 64, 3), "uint8")
 WORKLOADS = {
     "size1m": Workload("dreamerv3", PUBLISHED, NUMBERS, 5, ("reverie", "reverie-tensors", *PEERS)),
@@ -62,6 +64,7 @@ WORKLOADS = {
     # A minute per update of sheeprl. TorchRL's image encoder is another, smaller network.
     "image": Workload("dreamerv3", (*MID, "world.depth=32"), IMAGE, 5, ("reverie", "sheeprl"), rounds=1),
     "cartpole": Workload("default", (), ObservationSpec((4,), "float32"), 2),
+    "levels": Workload("default", TWO_EPOCHS, ObservationSpec((4,), "float32"), 2, ("reverie", "hierarchy")),
     "pixels": Workload("pixels", (), IMAGE, 7),
 }
 

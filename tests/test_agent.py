@@ -127,11 +127,16 @@ def test_starts_are_the_last_steps_of_each_sequence():
     assert not few.starts(latent).deter.requires_grad
 
 
+@pytest.mark.parametrize("hierarchy", [FLAT, PLANNED])
+def test_what_has_never_learned_is_finite_and_can_be_saved(hierarchy):
+    assert all(bool(value.isfinite().all()) for value in make_agent(hierarchy=hierarchy).state_dict().values())
+
+
 @pytest.mark.parametrize(
     ("hierarchy", "fixed"),
     [
-        (FLAT, {"behavior.worker.entropy_weight", "behavior.worker.spread"}),
-        (PLANNED, {"behavior.worker.entropy_weight"}),
+        (FLAT, {"behavior.worker.entropy_weight", "behavior.worker.spread", "behavior.worker.started"}),
+        (PLANNED, {"behavior.worker.entropy_weight", "behavior.worker.started", "behavior.manager.started"}),
     ],
 )
 def test_learning_trains_everything_and_reports_fresh_latents(hierarchy, fixed):

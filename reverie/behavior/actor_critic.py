@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -105,6 +104,7 @@ class ActorCritic(nn.Module):
     return_low: Tensor
     return_high: Tensor
     spread: Tensor
+    started: Tensor
     entropy_weight: Tensor
     bins: Tensor
 
@@ -131,10 +131,10 @@ class ActorCritic(nn.Module):
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
         self.floor = options.return_floor or (1.0 if count == 1 else 0.05)
         # As published, the scale of a single stream starts at zero; those of several start with the first batch.
-        start = 0.0 if count == 1 else math.nan
-        self.register_buffer("return_low", torch.full((count,), start))
-        self.register_buffer("return_high", torch.full((count,), start))
-        self.register_buffer("spread", torch.full((), 1.0 if count == 1 else math.nan))
+        self.register_buffer("started", torch.full((), float(count == 1)))
+        self.register_buffer("return_low", torch.zeros(count))
+        self.register_buffer("return_high", torch.zeros(count))
+        self.register_buffer("spread", torch.ones(()))
         self.register_buffer("entropy_weight", torch.tensor(options.entropy))
 
     def policy(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch P"]:
@@ -172,13 +172,14 @@ class ActorCritic(nn.Module):
         there are several, the sum is brought to unit deviation on average (Hafner et al. 2022).
         """
         value = self.value(rollout.inputs)
-        returns, rate = self._returns(rollout, value), self.options.return_rate
-        error = returns - value[:, :-1]
-        scale = self._scale(returns)
+        returns = self._returns(rollout, value)
+        error, rate = returns - value[:, :-1], torch.where(self.started > 0, self.options.return_rate, 1.0)
+        scale = self._scale(returns, rate)
         advantage = (error / scale * torch.tensor([entry.weight for entry in self.streams.values()]).to(scale)).sum(-1)
         if len(self.streams) > 1:
-            average(self.spread, advantage.std(), rate)
+            self.spread.lerp_(advantage.std(), rate)
             advantage = advantage / self.spread.clamp(min=1e-8)
+        self.started.fill_(1.0)
         explained = 1.0 - error.flatten(0, 1).var(0) / returns.flatten(0, 1).var(0).clamp(min=1e-8)
         metrics = {"advantage_std": advantage.std()}
         for i, name in enumerate(self.streams):
@@ -207,12 +208,12 @@ class ActorCritic(nn.Module):
             found.append(lambda_return(reward, discount, values, mix).view(rollout.weight.shape))
         return torch.stack(found, -1)
 
-    def _scale(self, returns: Float[Tensor, "R L Q"]) -> Float[Tensor, "Q"]:
+    def _scale(self, returns: Float[Tensor, "R L Q"], rate: Tensor) -> Float[Tensor, "Q"]:
         """Follows the spread of returns."""
         shares = torch.tensor([0.05, 0.95], device=returns.device)
         low, high = torch.quantile(returns.flatten(0, 1), shares, 0)
-        average(self.return_low, low, self.options.return_rate)
-        average(self.return_high, high, self.options.return_rate)
+        self.return_low.lerp_(low, rate)
+        self.return_high.lerp_(high, rate)
         return (self.return_high - self.return_low).clamp(min=self.floor)
 
     def replay_value(self, features: Float[Tensor, "B T F"], batch: Batch, returns: Float[Tensor, "N"]) -> ReplayValue:
@@ -262,8 +263,3 @@ TASK = "extrinsic"
 
 ENTROPY_WEIGHT = 1e-5, 1e2
 """Bounds on a weight that is steered."""
-
-
-def average(mean: Tensor, value: Tensor, rate: float) -> None:
-    """Moves a running mean, in place; one that is not a number yet becomes the value."""
-    mean.copy_(torch.where(mean.isnan(), value, torch.lerp(mean, value, rate)))

@@ -130,6 +130,7 @@ def test_streams_count_by_weight_over_their_own_spread(floor, spread, errors, sc
     level.return_low.zero_()
     level.return_high.copy_(torch.tensor(scales))
     level.spread.fill_(spread)
+    level.started.fill_(1.0)
     extrinsic, novelty = torch.tensor(errors).expand(2, 2).T
     close(level.judge(two_streams(extrinsic, novelty)).advantage, torch.full((1, 2), advantage))
 

@@ -31,7 +31,7 @@ from tests.core import (
     values,
 )
 
-SCALES = {"return_low", "return_high", "spread"}
+SCALES = {"return_low", "return_high", "spread", "started"}
 """What a level that rests keeps measuring."""
 
 
