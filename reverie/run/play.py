@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from reverie.agent import Agent
 from reverie.env import EnvOptions, make_vector
+from reverie.env.vector import VectorEnv
 from reverie.run import video
-from reverie.run.collect import Scores
+from reverie.run.collect import Episode, Scores
 from reverie.run.evaluate import RECORDED, Recording, dream_along, show_goals
 
 
@@ -22,30 +23,47 @@ def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Pa
     Yields a line per episode and per file.
     """
     envs = make_vector(options.model_copy(update={"mode": "inline"}), seed, envs=1)
-    generator = torch.Generator(agent.device).manual_seed(seed)
-    carry, scores = agent.initial(1), Scores(1)
-    action = carry.action.cpu().numpy()
+    stage = _Stage(envs, agent, seed)
     try:
         for number in range(1, episodes + 1):
-            frames, recording, finished = [], Recording(), []
-            while not finished:
-                step = envs.step(action)
-                if (frame := envs.render()) is not None:
-                    frames.append(frame)
-                finished = scores.add(step.reward, step.first, step.last)
-                previous_action = action
-                action, carry = agent.act(step, carry, generator)
-                if len(recording) < RECORDED:
-                    recording.add(step, previous_action, carry)
-            episode = finished[0][1]
-            yield f"episode {number}: return {episode.total:.1f}, length {episode.length}"
-            if frames:
-                yield f"  {video.write(output / f'episode_{number}.mp4', np.stack(frames))}"
-            truth, dream = dream_along(agent, recording)
-            goals = show_goals(agent, recording)
+            frames, path = stage.episode(), output / f"episode_{number}.mp4"
+            first = next(frames, None)
+            film = None if first is None else video.write(path, itertools.chain([first], frames))
+            yield f"episode {number}: return {stage.finished.total:.1f}, length {stage.finished.length}"
+            if film is not None:
+                yield f"  {film}"
+            truth, dream = dream_along(agent, stage.recording)
+            goals = show_goals(agent, stage.recording)
             for key in truth:
                 path = output / f"dream_{number}_{key}.mp4"
                 frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key))
                 yield f"  {video.write(path, frames)}"
     finally:
         envs.close()
+
+
+class _Stage:
+    """One environment and the agent that plays in it; an episode is filmed while it goes on."""
+
+    finished: Episode
+    recording: Recording
+
+    def __init__(self, envs: VectorEnv, agent: Agent, seed: int):
+        self.envs, self.agent, self.scores = envs, agent, Scores(1)
+        self.generator = torch.Generator(agent.device).manual_seed(seed)
+        self.carry = agent.initial(1)
+        self.action = self.carry.action.cpu().numpy()
+
+    def episode(self) -> Iterator[video.Frame]:
+        """Plays an episode to its end; yields what the environment draws, if it can."""
+        self.recording, finished = Recording(), []
+        while not finished:
+            step = self.envs.step(self.action)
+            finished = self.scores.add(step.reward, step.first, step.last)
+            previous_action = self.action
+            self.action, self.carry = self.agent.act(step, self.carry, self.generator)
+            if len(self.recording) < RECORDED:
+                self.recording.add(step, previous_action, self.carry)
+            if (frame := self.envs.render()) is not None:
+                yield frame
+        self.finished = finished[0][1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+Frame = UInt8[np.ndarray, "_ _ 3"]
 Frames = UInt8[np.ndarray, "T _ _ 3"]
 
 BACKGROUND, PANEL, SHADE, FAINT = (13, 17, 23), (22, 27, 34), (30, 40, 54), (72, 79, 88)
@@ -20,25 +23,29 @@ MOST_LINES = 8
 """Vector components that are drawn; of longer vectors, those that move most."""
 
 
-def write(path: Path, frames: Frames, fps: int = 20) -> Path:
-    """Writes an H.264 video, or an animated WebP where PyAV is missing; returns the path with its real suffix."""
-    frames = _enlarge(frames, SMALLEST)
+def write(path: Path, frames: Iterable[Frame], fps: int = 20) -> Path:
+    """Writes at least one frame as they come: an H.264 video, or an animated WebP where PyAV is missing.
+
+    Returns the path with its real suffix.
+    """
+    frames = (_enlarge(frame, SMALLEST) for frame in frames)
+    first = next(frames)
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import av
     except ImportError:
-        path = path.with_suffix(".webp")
-        first, *rest = map(Image.fromarray, frames)
-        first.save(path, save_all=True, append_images=rest, duration=round(1000 / fps), loop=0, quality=90)
+        path, rest = path.with_suffix(".webp"), [Image.fromarray(frame) for frame in frames]
+        pause = round(1000 / fps)
+        Image.fromarray(first).save(path, save_all=True, append_images=rest, duration=pause, loop=0, quality=90)
         return path
     path = path.with_suffix(".mp4")
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")  # H.264 wants even sides
     with av.open(str(path), "w") as container:
         stream = container.add_stream("h264", rate=Fraction(fps), options={"crf": "18"})
-        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        stream.height, stream.width = (side + side % 2 for side in first.shape[:2])  # H.264 wants even sides
+        stream.pix_fmt = "yuv420p"
+        for frame in itertools.chain([first], frames):
+            even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
     return path
 
@@ -68,8 +75,8 @@ def _panels(
 ) -> Frames:
     error = np.abs(truth.astype(np.int16) - dream).astype(np.uint8)
     films = [truth, dream, error] + ([] if goal is None else [goal])
-    films = [_enlarge(np.broadcast_to(x, (*x.shape[:3], 3)), SMALLEST) for x in films]
-    steps, height, width = films[0].shape[:3]
+    films = [[_enlarge(np.broadcast_to(x, (*x.shape[:2], 3)), SMALLEST) for x in film] for film in films]
+    steps, (height, width) = len(truth), films[0][0].shape[:2]
     canvas = Image.new("RGB", (len(films) * (width + MARGIN) + MARGIN, height + 56), BACKGROUND)
     frames = []
     for t in range(steps):
@@ -143,10 +150,10 @@ def _chart(draw, box, truth, dream, context: int, name: str, zoom: int):
     return points(dream), (left, top, right, bottom)
 
 
-def _enlarge(frames: Frames, smallest: int) -> Frames:
+def _enlarge(frame: Frame, smallest: int) -> Frame:
     """Repeats pixels until the shorter side has at least ``smallest``."""
-    factor = -(-smallest // min(frames.shape[1:3]))
-    return frames.repeat(factor, 1).repeat(factor, 2) if factor > 1 else frames
+    factor = -(-smallest // min(frame.shape[:2]))
+    return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame
 
 
 def _font(size: int):

@@ -93,3 +93,20 @@ def test_constant_and_lost_predictions_can_be_drawn():
     truth = np.zeros((5, 2), np.float32)
     dream = np.array([[0, 0], [1, np.nan], [1e30, np.inf], [-1e30, -np.inf], [0, 0]], np.float32)
     assert video.side_by_side(truth, dream).shape[0] == 5
+
+
+def test_a_film_takes_its_frames_one_by_one(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    shown, encoded = [], []
+    enlarge = video._enlarge
+    monkeypatch.setattr(
+        video, "_enlarge", lambda frame, smallest: encoded.append(len(shown)) or enlarge(frame, smallest)
+    )
+
+    def frames():
+        for frame in movie():
+            shown.append(1)
+            yield frame
+
+    assert video.write(tmp_path / "a.mp4", frames()) == tmp_path / "a.mp4"
+    assert encoded == [1, 2, 3, 4, 5, 6]  # none waited for the next
