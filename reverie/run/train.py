@@ -22,6 +22,7 @@ from reverie.env import make_vector, with_mode
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
 from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
+from reverie.run.checkpoint import DivergenceError
 from reverie.run.clock import Every, Interruption, Ratio
 from reverie.run.collect import Collector
 from reverie.run.device import choose_device, set_up
@@ -30,6 +31,9 @@ from reverie.run.lock import lock
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
 from reverie.types import EnvironmentFailure, Metrics, StoredDataError
+
+PATIENCE = 50
+"""Updates without a finite gradient after which a run gives up; a few in a row do happen, and are skipped."""
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +179,11 @@ class DreamerV3Trainer:
     def _log(self) -> None:
         names = self._recent[0] if self._recent else ()
         means = {name: torch.stack([metrics[name] for metrics in self._recent]).mean() for name in names}
+        lost = [name for name in names if name.endswith("/skipped") and means[name] == 1.0]
+        if lost and len(self._recent) >= PATIENCE:
+            raise DivergenceError(f"the last {len(self._recent)} gradients of {lost[0].removesuffix('/skipped')} were "
+                                  "not finite; lower the learning rates and go on from the last checkpoint, "
+                                  f"{self.checkpoints.latest}")  # fmt: skip
         self._recent.clear()
         if not self.updates:
             log.info("Step %d: filling the replay, %d windows so far", self.step, self.replay.items)

@@ -18,7 +18,8 @@ from reverie import native
 from reverie.agent import Agent
 from reverie.config import Config
 from reverie.env import ENVIRONMENTS
-from reverie.run import checkpoint
+from reverie.run import checkpoint, train
+from reverie.run.checkpoint import DivergenceError
 from reverie.run.train import DreamerV3Trainer
 from reverie.types import Batch, Carry, ReverieError, Step, StoredDataError
 from tests.counting import create_counting
@@ -148,6 +149,19 @@ def test_another_checkpoint_than_the_latest_begins_a_new_run_and_leaves_the_old_
     assert branch.folder != tmp_path / "run" and len(branch.replay) == branch.step > 0
     branch.train()
     assert digest(final_state(tmp_path)) == before
+
+
+def test_a_run_that_no_longer_learns_ends_and_keeps_its_last_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "PATIENCE", 2)
+    trainer = DreamerV3Trainer(make_config(tmp_path))
+    while trainer.step < 80:
+        trainer.advance()
+    trainer.save()
+    kept = digest(final_state(tmp_path))
+    next(trainer.agent.world.parameters()).data.fill_(torch.nan)
+    with pytest.raises(DivergenceError, match=r"gradients of world were not finite; .*latest\.pt"):
+        trainer.train()
+    assert digest(final_state(tmp_path)) == kept
 
 
 def test_a_corrupt_latest_checkpoint_gives_way_to_the_one_before_it(tmp_path, caplog):
