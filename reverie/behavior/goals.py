@@ -70,7 +70,7 @@ class AutoencoderGoals(GoalSpace):
     beta: Tensor
     paints = True
 
-    def __init__(self, deter: int, units: int, reward: str, nats: float = 10.0):
+    def __init__(self, deter: int, units: int, reward: str, nats: float):
         super().__init__()
         self.choice, self.target, self.nats = OneHot(CLASSES, 0.01, GROUPS), deter, nats
         self.encoder = MLP(deter, units, LAYERS, self.choice.size)

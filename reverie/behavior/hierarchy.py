@@ -35,6 +35,8 @@ class HierarchyOptions(Options):
     """How the manager counts: exact credit, or mean rewards discounted per goal (Hafner et al. 2022)."""
     goals: Literal["autoencoder", "skill"] = "autoencoder"
     """Compressed states, or numbered skills."""
+    goal_nats: float = Field(default=10.0, gt=0, lt=16.6)
+    """What a code tells of a state, of 16.6 nats; with less, codes that are drawn at random paint likelier states."""
     num_options: int = Field(default=16, ge=2, le=1024)
     """Number of skills."""
     goal_reward: Literal["max_cosine", "cosine", "distance"] = "max_cosine"
@@ -261,7 +263,7 @@ REPLAYED = {"smdp": 1.0, "director": 0.0}
 """Whether the manager's critic learns from replayed steps: their returns are counted per step, not per goal."""
 
 GOAL_SPACES: dict[str, Callable[[HierarchyOptions, int, int], GoalSpace]] = {
-    "autoencoder": lambda options, deter, units: AutoencoderGoals(deter, units, options.goal_reward),
+    "autoencoder": lambda options, deter, units: AutoencoderGoals(deter, units, options.goal_reward, options.goal_nats),
     "skill": lambda options, deter, units: SkillGoals(deter, units, options.num_options),
 }
 

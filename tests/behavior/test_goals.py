@@ -36,7 +36,7 @@ def some_dream(code: Tensor | None = None, deter: int = 6) -> Dream:
 
 def painter(chances: list[float], error: float) -> AutoencoderGoals:
     """Gives every state the same code, and is wrong about every number of it by the same."""
-    goals = AutoencoderGoals(256, 4, "max_cosine")
+    goals = AutoencoderGoals(256, 4, "max_cosine", 10.0)
     goals.choice = OneHot(8, 0.0, 8)
     goals.encoder = Always(torch.tensor(chances).log().repeat(8))  # type: ignore[assignment]
     goals.decoder = Always(torch.full((256,), error))  # type: ignore[assignment]
@@ -63,14 +63,14 @@ def test_beta_weighs_the_nats():
     ("before", "nats", "after"), [(1.0, 6.0, 0.909091), (1.0, 16.0, 1.0), (0.5, 16.0, 0.55), (0.5, 9.5, 0.5)]
 )
 def test_beta_follows_the_nats_up_to_one(before, nats, after):
-    goals = AutoencoderGoals(4, 4, "max_cosine")
+    goals = AutoencoderGoals(4, 4, "max_cosine", 10.0)
     goals.beta.fill_(before)
     goals.follow({"goals/kl": torch.tensor(nats)})
     close(goals.beta, after)
 
 
 def test_a_target_is_what_is_painted_from_a_code_and_states_are_proposed_as_their_codes():
-    goals, states = AutoencoderGoals(6, 8, "max_cosine"), torch.randn(5, 6)
+    goals, states = AutoencoderGoals(6, 8, "max_cosine", 10.0), torch.randn(5, 6)
     shake(goals)
     goal = goals.propose(states, torch.rand(5, 8))
     assert goal.code.shape == (5, 64) and torch.equal(goals.choice.split(goal.code).sum(-1), torch.ones(5, 8))
@@ -78,7 +78,7 @@ def test_a_target_is_what_is_painted_from_a_code_and_states_are_proposed_as_thei
 
 
 def test_the_encoder_learns_through_the_code_that_it_drew():
-    goals = AutoencoderGoals(6, 8, "max_cosine")
+    goals = AutoencoderGoals(6, 8, "max_cosine", 10.0)
     goals.beta.zero_()
     loss, _ = goals.loss(torch.randn(5, 6), some_dream(), torch.Generator())
     assert torch.autograd.grad(loss.sum(), goals.encoder[0].weight)[0].abs().max() > 1e-4
