@@ -22,18 +22,20 @@ SETTINGS = {
     },
     "default": {"n_envs": 1, "falling": False},
 }  # fmt: skip
-STEPS = {"tuned": 100_000, "default": 200_000}
+BUDGETS = {"tuned": (60_000, 2000), "default": (150_000, 5000)}
+"""Environment steps of a run, and between its evaluations."""
 SEEDS = 5
 
 
 def learn(settings: str, seed: int) -> dict[str, list[float]]:
     """One run's evaluations: steps, seconds of training, mean returns."""
-    task = {"env": "CartPole-v1", "settings": SETTINGS[settings], "seed": seed, "steps": STEPS[settings],
-            "every": 2000, "episodes": 100}  # fmt: skip
+    steps, every = BUDGETS[settings]
+    task = {"env": "CartPole-v1", "settings": SETTINGS[settings], "seed": seed, "steps": steps, "every": every,
+            "episodes": 100}  # fmt: skip
     command = [str(install("sb3")), "-E", str(SCRIPTS / "sb3_learn.py"), json.dumps(task)]
     answer = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    steps, seconds, returns = zip(*json.loads(answer.stdout.splitlines()[-1]), strict=True)
-    return {"step": list(steps), "seconds": list(seconds), "return": list(returns)}
+    columns = zip(*json.loads(answer.stdout.splitlines()[-1]), strict=True)
+    return dict(zip(("step", "seconds", "return"), map(list, columns), strict=True))
 
 
 def main() -> None:

@@ -56,7 +56,7 @@ TASKS = {
 """What the README reports."""
 
 LADDER_TASKS = {
-    "vecpad3": Task("pinpad", 3, 8.0),
+    "vecpad3": Task("pinpad", 3, 18.0),
     "doorkey": Task("minigrid", 3, 0.9),
 }
 """Where arms are compared; the goal is what a good policy gets, and the end of the normalised scale."""

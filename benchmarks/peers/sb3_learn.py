@@ -23,7 +23,7 @@ class Examination(BaseCallback):
         super().__init__()
         self.task, self.rows, self.paused, self.due = task, [], 0.0, task["every"]
         self.began = time.monotonic()
-        self.envs = make_vec_env(task["env"], n_envs=10, seed=10_000 + task["seed"])
+        self.envs = make_vec_env(task["env"], n_envs=50, seed=10_000 + task["seed"])
 
     def _on_step(self) -> bool:
         if self.num_timesteps >= self.due:
