@@ -6,6 +6,8 @@ uniform numbers, so that a caller decides where they come from and a compiled gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -52,10 +54,14 @@ def two_hot_logit(
 
 
 def two_hot_loss(
-    logits: Float[Tensor, "*batch K"], target: Float[Tensor, "*batch"], bins: Float[Tensor, "K"]
+    logits: Float[Tensor, "*batch K"],
+    targets: Sequence[Float[Tensor, "*batch"]],
+    weights: Sequence[float],
+    bins: Float[Tensor, "K"],
 ) -> Float[Tensor, "*batch"]:
-    """Cross-entropy of the softmax against the two-hot ``target``."""
-    return torch.logsumexp(logits, -1) - two_hot_logit(logits, target, bins)
+    """Cross-entropies of the softmax against two-hot targets, summed by weight; they share one normaliser."""
+    around = [weight * two_hot_logit(logits, target, bins) for target, weight in zip(targets, weights, strict=True)]
+    return sum(weights) * torch.logsumexp(logits, -1) - torch.stack(around).sum(0)
 
 
 # --- Categorical latents and actions -------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ BINS = two_hot_bins(255)
 def two_hot(target: float, bins: torch.Tensor = BINS) -> dict[int, float]:
     """The weights that the loss gives to the bins: at uniform logits its gradient is ``1/K - weight``."""
     logits = torch.zeros(1, len(bins), dtype=torch.float64, requires_grad=True)
-    two_hot_loss(logits, torch.tensor([target], dtype=torch.float64), bins.double()).sum().backward()
+    two_hot_loss(logits, [torch.tensor([target], dtype=torch.float64)], [1.0], bins.double()).sum().backward()
     assert logits.grad is not None
     weight = 1 / len(bins) - logits.grad[0]
     return {index: value for index, value in enumerate(weight.tolist()) if abs(value) > 1e-12}
@@ -98,7 +98,7 @@ def test_a_confident_two_hot_head_predicts_its_target():
 
 def test_uniform_logits_cost_ln_255_and_predict_exactly_zero():
     targets = torch.tensor([0.0, 1.0, -3.7, 1e5, -1e9])
-    close(two_hot_loss(torch.zeros(5, 255), targets, BINS), torch.full((5,), 5.5412635))
+    close(two_hot_loss(torch.zeros(5, 255), [targets], [1.0], BINS), torch.full((5,), 5.5412635))
     assert torch.equal(two_hot_mean(torch.zeros(5, 255), BINS), torch.zeros(5))
     assert two_hot_mean(torch.full((255,), 3.3), BINS) == 0
 

@@ -42,7 +42,7 @@ def published_losses(agent: Agent, batch: Batch) -> Tensor:
 
     def value_loss(features: Tensor, target: Tensor) -> Tensor:
         logits, slow = level.critic(features), level.slow_value(features)[..., 0].detach()
-        return two_hot_loss(logits, target, level.bins) + two_hot_loss(logits, slow, level.bins)
+        return two_hot_loss(logits, [target], [1.0], level.bins) + two_hot_loss(logits, [slow], [1.0], level.bins)
 
     losses["value"] = weight * value_loss(inputs[:, :-1], returns)
     rows = len(returns) // len(batch.reward)

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from reverie.functional import lambda_return, replay_return, steer, two_hot_bins, two_hot_logit, two_hot_mean
+from reverie.functional import lambda_return, replay_return, steer, two_hot_bins
+from reverie.nets import two_hot
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.types import Batch, Metrics, Options, Rollout
@@ -143,11 +144,11 @@ class ActorCritic(nn.Module):
 
     def value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The return expected after each point."""
-        return two_hot_mean(self._logits(self.critic, inputs), self.bins)
+        return two_hot.mean(self._logits(self.critic, inputs), self.bins)
 
     def slow_value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The slow critic's opinion."""
-        return two_hot_mean(self._logits(self.slow_critic, inputs), self.bins)
+        return two_hot.mean(self._logits(self.slow_critic, inputs), self.bins)
 
     def _logits(self, critic: nn.Module, inputs: Tensor) -> Float[Tensor, "*batch Q bins"]:
         return critic(inputs).unflatten(-1, (len(self.streams), len(self.bins)))
@@ -159,10 +160,8 @@ class ActorCritic(nn.Module):
         slow_value: Float[Tensor, "*batch Q"],
     ) -> Float[Tensor, "*batch Q"]:
         """Cross-entropy towards the return, plus a pull towards the slow critic."""
-        logits, pull = self._logits(self.critic, inputs), self.options.slow_scale
-        # Two cross-entropies of the same logits share one normaliser.
-        picked = two_hot_logit(logits, target, self.bins) + pull * two_hot_logit(logits, slow_value, self.bins)
-        return (1.0 + pull) * torch.logsumexp(logits, -1) - picked
+        targets, weights = [target, slow_value], [1.0, self.options.slow_scale]
+        return two_hot.loss(self._logits(self.critic, inputs), targets, weights, self.bins)
 
     @torch.no_grad()
     def judge(self, rollout: Rollout) -> Judgement:

@@ -1,8 +1,9 @@
 """Native kernels for CPUs: built on first use with the machine's C compiler, cached, and never required.
 
 The C files hold what dominates an update on a CPU while the matrices are small: the loops over time, stacks of layers,
-and the optimizer's step. `serves` is false where no compiler is found, after `use(False)`, and for tensors that the
-kernels do not know; every caller then computes the same in plain tensors, which is also the oracle of the tests.
+two-hot heads, and the optimizer's step. `serves` is false where no compiler is found, after `use(False)`, and for
+tensors that the kernels do not know; every caller then computes the same in plain tensors, which is also the oracle of
+the tests.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
-UNITS = ["layers.c", "scan.c", "optimizer.c"]
+UNITS = ["layers.c", "scan.c", "two_hot.c", "optimizer.c"]
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC"]
 WIDE = ["-mprefer-vector-width=512", "-mrecip=none"]
 EXTRAS = [["-fopenmp", *WIDE], ["-fopenmp"], WIDE, []]

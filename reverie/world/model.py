@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bins, two_hot_loss, two_hot_mean
+from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bins
+from reverie.nets import two_hot
 from reverie.nets.layers import MLP
 from reverie.types import ActionSpec, Batch, ConfigError, Latent, Losses, ObservationSpec, Options, action_width, join
 from reverie.world.modality import modalities
@@ -176,7 +177,7 @@ class MultimodalWorldModel(nn.Module):
         features = latent.features
         alive = (~batch.terminal).float() * self.discount
         losses = {
-            "reward": two_hot_loss(self.reward_head(features), batch.reward, self.bins),
+            "reward": two_hot.loss(self.reward_head(features), [batch.reward], [1.0], self.bins),
             "continue": F.binary_cross_entropy_with_logits(
                 self.continue_head(features).squeeze(-1), alive, reduction="none"
             ),
@@ -192,7 +193,7 @@ class MultimodalWorldModel(nn.Module):
 
     def reward(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:
         """The reward that arrives with a state."""
-        return two_hot_mean(self.reward_head(features), self.bins)
+        return two_hot.mean(self.reward_head(features), self.bins)
 
     def continues(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:
         """How likely the episode goes on from a state.

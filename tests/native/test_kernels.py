@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from reverie import native
+from reverie.functional import two_hot_bins
 from reverie.imagine import imagine, roll
 from reverie.native.layers import stack_serves
+from reverie.nets import two_hot
 from reverie.nets.layers import MLP, NormSiLU
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, ActionSpec, Latent
@@ -65,6 +67,32 @@ def test_norm_and_silu(shape):
         return [y, *gradients(y, x, norm.scale)]
 
     both(run)
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch", [(1,), (3, 5, 2), (700,)])
+@pytest.mark.parametrize("bins", [3, 63, 255])
+def test_two_hot_heads(batch, bins):
+    torch.manual_seed(0)
+    edges, logits = two_hot_bins(bins), torch.randn(*batch, bins).mul(3).requires_grad_()
+    wanted = [torch.randn(batch).mul(scale) for scale in (2.0, 1e9)]  # between the bins, and beyond them
+    wanted[0].view(-1)[0] = edges[1]  # exactly on one
+
+    def run() -> list[Tensor]:
+        loss = two_hot.loss(logits, wanted, [1.0, 0.25], edges)
+        return [loss, *gradients(loss, logits), two_hot.mean(logits.detach() / 30, edges)]
+
+    both(run)
+
+
+@needs_compiler
+def test_two_hot_heads_keep_zero_and_what_is_not_finite():
+    edges = two_hot_bins(255)
+    assert torch.equal(two_hot.mean(torch.full((4, 255), 3.3), edges), torch.zeros(4))
+    logits = torch.zeros(2, 255)
+    logits[0, 7] = float("nan")
+    assert two_hot.mean(logits, edges).isnan().tolist() == [True, False]
+    assert two_hot.loss(logits, [torch.zeros(2)], [1.0], edges).isnan().tolist() == [True, False]
 
 
 @needs_compiler

@@ -1,0 +1,70 @@
+// The heads of functional.py that predict a distribution over bins: its mean, and its cross-entropy.
+
+#include "shared.h"
+
+static inline float largest_of(const float *x, int width) {
+    float largest = x[0];
+    for (int k = 1; k < width; k++) largest = x[k] > largest ? x[k] : largest;
+    return largest;
+}
+
+void two_hot_mean(const float *logits, const float *bins, float *mean, int64_t rows, int width) {
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = logits + r * width;
+        float largest = largest_of(x, width), sum = 0, total = 0, power[width];
+        for (int k = 0; k < width; k++) {
+            power[k] = exponential(x[k] - largest);
+            sum += power[k];
+        }
+        for (int k = 0; k < width / 2; k++) total += (power[width - 1 - k] - power[k]) * -bins[k];
+        mean[r] = total / sum;
+    }
+}
+
+// The bin at or below a target, and the share of the one above.
+static inline int place(float target, const float *bins, int width, float *share) {
+    int below = 0, above = width - 1;
+    while (above - below > 1) {
+        int middle = (below + above) / 2;
+        if (bins[middle] <= target) below = middle;
+        else above = middle;
+    }
+    float s = (target - bins[below]) / (bins[below + 1] - bins[below]);
+    *share = s < 0 ? 0 : s > 1 ? 1 : s;
+    return below;
+}
+
+// loss[r] = sum_i weights[i] (normaliser[r] - the logit around targets[i, r]), normaliser = logsumexp(logits).
+void two_hot_loss(const float *logits, const float *targets, const float *weights, int count, const float *bins,
+                  float *loss, float *normaliser, int64_t rows, int width) {
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = logits + r * width;
+        float largest = largest_of(x, width), sum = 0, total = 0, share;
+        for (int k = 0; k < width; k++) sum += exponential(x[k] - largest);
+        normaliser[r] = largest + logf(sum);
+        for (int i = 0; i < count; i++) {
+            int below = place(targets[i * rows + r], bins, width, &share);
+            total += weights[i] * (normaliser[r] - x[below] - share * (x[below + 1] - x[below]));
+        }
+        loss[r] = total;
+    }
+}
+
+void two_hot_loss_back(const float *dloss, const float *logits, const float *targets, const float *weights, int count,
+                       const float *bins, const float *normaliser, float *dlogits, int64_t rows, int width) {
+    float weight = 0;
+    for (int i = 0; i < count; i++) weight += weights[i];
+#pragma omp parallel for schedule(static) if (rows * width > 16384)
+    for (int64_t r = 0; r < rows; r++) {
+        const float *x = logits + r * width;
+        float *dx = dlogits + r * width, scale = weight * dloss[r], share;
+        for (int k = 0; k < width; k++) dx[k] = scale * exponential(x[k] - normaliser[r]);
+        for (int i = 0; i < count; i++) {
+            int below = place(targets[i * rows + r], bins, width, &share);
+            dx[below] -= dloss[r] * weights[i] * (1 - share);
+            dx[below + 1] -= dloss[r] * weights[i] * share;
+        }
+    }
+}
