@@ -62,7 +62,7 @@ MOVES = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])
 
 def test_a_worker_learns_the_way_to_every_goal_of_a_grid():
     moves, generator = OneHot(5, 0.01), torch.Generator().manual_seed(0)
-    worker = level_of(moves, 25 + 25, GOAL, entropy=1e-3, target_kl=0.05)
+    worker = level_of(moves, 25 + 25, GOAL, entropy=1e-3, target_kl=0.05, epochs=1)
 
     def cells(place: Tensor) -> Tensor:
         return one_hot(5 * place[..., 0] + place[..., 1], 25)
@@ -83,7 +83,7 @@ def test_a_worker_learns_the_way_to_every_goal_of_a_grid():
         logprob = worker.distribution.logprob(policy, action)
         return replace(made, reward={"goal": reward}, action=action, policy=policy, logprob=logprob)
 
-    train(worker, dream, views.worker, updates=120)
+    train(worker, dream, views.worker, updates=100)
     made = dream()
     arrived, wanted = made.latent.deter[:, 8::8], made.goal.target[:, :-1]
     assert (arrived * wanted).sum(-1).mean() > 0.9

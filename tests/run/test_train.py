@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from hashlib import sha256
 from pathlib import Path
@@ -54,6 +55,28 @@ def digest(value: Any) -> str:
     return repr(value)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run, to be looked at only."""
+    folder = tmp_path_factory.mktemp("whole")
+    DreamerV3Trainer(make_config(folder)).train()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that ended at step 100, to be copied."""
+    folder = tmp_path_factory.mktemp("stopped")
+    DreamerV3Trainer(make_config(folder, run={"steps": 100})).train()
+    return folder
+
+
+@pytest.fixture
+def parts(stopped: Path, tmp_path: Path) -> Path:
+    """A run that ended at step 100 and can go on."""
+    return shutil.copytree(stopped, tmp_path / "parts")
+
+
 def final_state(folder: Path) -> dict[str, Any]:
     return checkpoint.load(folder / "run" / "checkpoints" / "latest.pt")
 
@@ -98,45 +121,33 @@ def test_a_resume_with_other_kernels_does_not_claim_to_be_exact(tmp_path, caplog
         native.use(True)
 
 
-def test_work_done_after_the_last_checkpoint_is_undone_by_resume(tmp_path):
-    DreamerV3Trainer(make_config(tmp_path / "whole")).train()
-    trainer = DreamerV3Trainer(make_config(tmp_path / "parts", run={"steps": 100}))
-    trainer.train()
-    latest = tmp_path / "parts" / "run" / "checkpoints" / "latest.pt"
+def test_work_done_after_the_last_checkpoint_is_undone_by_resume(whole, parts):
+    latest = parts / "run" / "checkpoints" / "latest.pt"
     doomed = DreamerV3Trainer.resume(latest, ["run.steps=160"])
     for _ in range(20):  # steps and updates that no checkpoint knows of, as before a kill
         doomed._collect()
         doomed._learn()
     doomed.close()
     DreamerV3Trainer.resume(latest, ["run.steps=160"]).train()
-    assert digest(final_state(tmp_path / "whole")["model_state"]) == digest(
-        final_state(tmp_path / "parts")["model_state"]
-    )
+    assert digest(final_state(whole)["model_state"]) == digest(final_state(parts)["model_state"])
 
 
 @pytest.mark.parametrize("forgotten", ["generators", "updates_paid", "world_optimizer"])
-def test_every_part_of_the_state_is_needed(tmp_path, forgotten):
-    DreamerV3Trainer(make_config(tmp_path / "whole")).train()
-    DreamerV3Trainer(make_config(tmp_path / "parts", run={"steps": 100})).train()
-    path = tmp_path / "parts" / "run" / "checkpoints" / "latest.pt"
+def test_every_part_of_the_state_is_needed(tmp_path, whole, parts, forgotten):
+    path = parts / "run" / "checkpoints" / "latest.pt"
     state = checkpoint.load(path)
     fresh = DreamerV3Trainer(make_config(tmp_path / "fresh"))
     state[forgotten] = fresh.agent.checkpoint().get(forgotten)
     fresh.close()
     checkpoint.save(path, {key: value for key, value in state.items() if key != "format"})
     DreamerV3Trainer.resume(path, ["run.steps=160"]).train()
-    assert digest(final_state(tmp_path / "whole")["model_state"]) != digest(
-        final_state(tmp_path / "parts")["model_state"]
-    )
+    assert digest(final_state(whole)["model_state"]) != digest(final_state(parts)["model_state"])
 
 
-def test_evaluation_leaves_no_trace_in_training(tmp_path):
-    quiet, busy = make_config(tmp_path / "quiet"), make_config(
-        tmp_path / "busy", run={"evaluate_every": 40, "evaluate_episodes": 2, "video": False}
-    )  # fmt: skip
-    DreamerV3Trainer(quiet).train()
+def test_evaluation_leaves_no_trace_in_training(tmp_path, whole):
+    busy = make_config(tmp_path, run={"evaluate_every": 40, "evaluate_episodes": 2, "video": False})
     DreamerV3Trainer(busy).train()
-    one, other = final_state(tmp_path / "quiet"), final_state(tmp_path / "busy")
+    one, other = final_state(whole), final_state(tmp_path)
     assert digest(one["model_state"]) == digest(other["model_state"])
     assert other["best_return"] is not None and len(other["metrics_history"]) == 4
 
