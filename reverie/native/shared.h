@@ -106,13 +106,20 @@ static inline void block_product(const float *a, size_t lda, const float *packed
 
 // --- RMS norm, then SiLU ---
 
-// e^x to 5e-7 of its value, in a form that compilers turn into vector code: 2^n times a polynomial.
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FMA(a, b, c) __builtin_fmaf(a, b, c)
+#else
+#define FMA(a, b, c) ((a) * (b) + (c))
+#endif
+
+// e^x to 1e-7 of its value, in a form that compilers turn into vector code: 2^n times a polynomial of Cephes. ln 2 is
+// taken off in two parts, the first of which has room for n.
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 88.0f ? 88.0f : x;
-    float n = rintf(x * 1.44269504f), r = x - n * 0.693147181f;
-    float series = 1.0f + r * (1.0f + r * (0.5f + r * (0.166666667f + r * (0.0416666418f +
-                   r * (8.33337e-3f + r * 1.3936e-3f)))));
+    float n = rintf(x * 1.44269504f), r = FMA(n, 2.12194440e-4f, FMA(n, -0.693359375f, x));
+    float series = 4.16657959e-2f + r * (8.33345191e-3f + r * (1.39819995e-3f + r * 1.98756915e-4f));
+    series = 1.0f + (r + r * r * (0.500000012f + r * (0.166666655f + r * series)));
     union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
     return series * power.value;
 }
