@@ -41,6 +41,8 @@ FLAT = {
     "entropy_coef": "behavior.entropy",
     "value_coef": "behavior.value_scale",
     "num_options": "hierarchy.num_options",
+    "precision": "agent.precision",
+    "gradient_checkpointing": "world.gradient_checkpointing",
     "use_wandb": "logger.wandb",
     "device": "run.device",
     "checkpoint_dir": "run.checkpoint_dir",
