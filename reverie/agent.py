@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from reverie import compilation
 from reverie.behavior import hierarchy as behaviors
 from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.hierarchy import HierarchyOptions
@@ -46,6 +47,8 @@ class AgentOptions(Options):
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Products inside networks; parameters, norms, losses and returns are always in single precision."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Fuse what an update computes with torch's compiler; `auto` does in long runs, but not beside native kernels."""
 
     horizon: int = Field(default=15, ge=1)
     """Imagined steps of every dream."""
@@ -76,6 +79,7 @@ class Agent(nn.Module):
     ):
         super().__init__()
         self.options, self.device = options, device
+        self.compiles = compilation.repays(options.compile, device)  # whoever knows the run's length may decide anew
         observation, action = spaces
         self.action_width = action_width(action)
         self.spaces = describe(observation, action)
@@ -163,7 +167,7 @@ class Agent(nn.Module):
         """
         batch, generator = batch.to(self.device), self.generators["learn"]
         chance = torch.rand(*batch.reward.shape, self.world.sizes.stoch, generator=generator, device=self.device)
-        with self.precision():
+        with compilation.learning(self.compiles), self.precision():
             latent, losses = self.world.loss(batch, chance)
 
             dream = imagine(self.world, self.behavior, self.starts(latent), self.options.horizon, generator)

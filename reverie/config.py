@@ -42,6 +42,7 @@ FLAT = {
     "value_coef": "behavior.value_scale",
     "num_options": "hierarchy.num_options",
     "precision": "agent.precision",
+    "compile": "agent.compile",
     "gradient_checkpointing": "world.gradient_checkpointing",
     "use_wandb": "logger.wandb",
     "device": "run.device",

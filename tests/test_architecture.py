@@ -16,7 +16,7 @@ from reverie.types import Latent
 ROOT = Path(__file__).parents[1]
 
 BASE = {"types", "functional"}
-BELOW_AGENT = BASE | {"nets", "native", "world", "behavior", "imagine", "optim"}
+BELOW_AGENT = BASE | {"compilation", "nets", "native", "world", "behavior", "imagine", "optim"}
 BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "replay", "strict_json"}
 BELOW_RUN = BELOW_CONFIG | {"config"}
 
@@ -25,11 +25,12 @@ MAY_IMPORT = {
     "functional": {"types"},
     "strict_json": {"types"},
     "native": set(),
+    "compilation": {"native"},
     "env": BASE,
     "replay": BASE,
     "optim": BASE | {"native"},
     "nets": BASE | {"native"},
-    "world": BASE | {"nets", "native"},
+    "world": BASE | {"compilation", "nets", "native"},
     "behavior": BASE | {"nets", "optim"},
     "imagine": BASE | {"nets", "native", "world", "behavior"},
     "agent": BELOW_AGENT,

@@ -107,7 +107,7 @@ def _load() -> ctypes.CDLL | None:
 
 def _cached(compiler: Sequence[str], flags: Sequence[str]) -> Path:
     """The library, built now unless that was done before. Many processes may do so at once."""
-    path = _cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
+    path = cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
     if path.exists():
         return path
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -120,8 +120,8 @@ def _cached(compiler: Sequence[str], flags: Sequence[str]) -> Path:
     return path
 
 
-def _cache_folder() -> Path:
-    """In the user's cache, or where that cannot be written, in a folder of this process."""
+def cache_folder() -> Path:
+    """For what compilers made: in the user's cache, or where that cannot be written, a folder of this process."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie"
         folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -59,6 +60,9 @@ class AsynchronousCollector(Collector):
     def refresh(self) -> None:
         with self.weights:
             self.agent.load_state_dict(self.learner.state_dict())
+
+    def still(self) -> AbstractContextManager:
+        return self.weights
 
     def settle(self) -> None:
         if self.thread.is_alive():

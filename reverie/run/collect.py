@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -89,6 +90,10 @@ class Collector:
 
     def refresh(self) -> None:
         """Call it after an update: whoever plays with a copy of the weights copies them anew."""
+
+    def still(self) -> AbstractContextManager:
+        """Where nobody acts in the background."""
+        return nullcontext()
 
     def settle(self) -> None:
         """Waits until nobody plays; then agent, replay and `state_dict` belong together until the next `step`."""

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from reverie import compilation, native
 from reverie import config as configuration
-from reverie import native
 from reverie.agent import Agent
 from reverie.config import Config
 from reverie.env import make_vector, with_mode
@@ -30,7 +31,7 @@ from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, sh
 from reverie.run.lock import lock
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
-from reverie.types import EnvironmentFailure, Metrics, StoredDataError
+from reverie.types import Batch, EnvironmentFailure, Metrics, StoredDataError
 
 PATIENCE = 50
 """Updates without a finite gradient after which a run gives up; a few in a row do happen, and are skipped."""
@@ -75,6 +76,8 @@ class DreamerV3Trainer:
         resources.callback(self.envs.close)
         spaces = self.envs.observation, self.envs.action
         self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
+        self.agent.compiles = compilation.repays(config.agent.compile, device, run.steps * run.ratio)
+        self.compiling = self.agent.compiles
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
         resources.callback(self.replay.close)
@@ -170,11 +173,18 @@ class DreamerV3Trainer:
 
     def _learn(self) -> None:
         batch = self.replay.sample()
-        metrics, latent = self.agent.learn(batch)
+        metrics, latent = self._compile(batch) if self.compiling else self.agent.learn(batch)
         self.replay.write_latent(batch.slot, {name: value.cpu() for name, value in latent.items()})
         self.collector.refresh()
         self.updates += 1
         self._recent.append(metrics)
+
+    def _compile(self, batch: Batch) -> tuple[Metrics, dict[str, Tensor]]:
+        """The first update, which makes machine code; nobody may act meanwhile, for a tracing torch patches modules."""
+        self.compiling = False
+        log.info("compiling the update: a minute or more, unless %s has it", compilation.folder())
+        with self.collector.still():
+            return self.agent.learn(batch)
 
     def _log(self) -> None:
         names = self._recent[0] if self._recent else ()
@@ -245,6 +255,7 @@ class DreamerV3Trainer:
             "replay": self.replay.state_dict(),
             "threads": torch.get_num_threads(),
             "kernels": self._kernels(),
+            "compiled": self.agent.compiles and compilation.works(),
         }
         self.checkpoints.save(state, best=best)
         self.replay.commit()
@@ -267,6 +278,9 @@ class DreamerV3Trainer:
             log.warning("resume is not bit-exact: %d threads before, %d now", state["threads"], torch.get_num_threads())
         if state.get("kernels") != self._kernels():
             log.warning("resume is not bit-exact: the native kernels are others than before")
+        if state.get("compiled", False) != self.agent.compiles:
+            when = "now" if self.agent.compiles else "before"
+            log.warning("resume is not bit-exact: updates are compiled only %s", when)
 
     def _kernels(self) -> str:
         """Which native kernels take part."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from reverie.compilation import compiled
 from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP
@@ -142,6 +144,7 @@ class MultimodalWorldModel(nn.Module):
 
     # --- from observations to latents ---
 
+    @compiled
     def encode(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
         """The tokens of all modalities, side by side."""
         return torch.cat([encoder(obs) for encoder in self.encoders.values()], -1)
@@ -169,6 +172,7 @@ class MultimodalWorldModel(nn.Module):
         losses = [_forgetful(self.explain, *piece) for piece in pieces]
         return latent, {name: torch.cat([loss[name] for loss in losses]) for name in self.scales}
 
+    @compiled
     def explain(self, latent: Latent, batch: Batch) -> Losses:
         """How well the posterior [B, T] of a batch predicts all that was seen, and how surprising it was."""
         mixed = mixed_log_probs(latent.logits, self.options.unimix)
@@ -191,10 +195,12 @@ class MultimodalWorldModel(nn.Module):
 
     # --- from latents to dreams ---
 
+    @compiled
     def reward(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:
         """The reward that arrives with a state."""
         return two_hot.mean(self.reward_head(features), self.bins)
 
+    @compiled
     def continues(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:
         """How likely the episode goes on from a state.
 
@@ -217,5 +223,8 @@ class MultimodalWorldModel(nn.Module):
 
 
 def _forgetful(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function whose inner values are not kept, but computed again on the way back."""
-    return checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    """Calls a function whose inner values are not kept, but computed again on the way back.
+
+    A GPU does that in a thread of its own, where what is compiled must be the same.
+    """
+    return checkpoint(copy_context().run, function, *arguments, use_reentrant=False, preserve_rng_state=False)

@@ -15,10 +15,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reverie.compilation import compiled
 from reverie.functional import mixed_probs, straight_through
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP, BlockLinear, Linear, NormSiLU, block_product
-from reverie.types import Latent
+from reverie.types import Latent, stack
 from reverie.world import scan
 from reverie.world.sizes import Sizes
 
@@ -112,15 +113,29 @@ class RSSM(nn.Module):
             posterior = scan.Posterior(from_deter, *self.posterior_output.parameters())
             shape, start = (self.sizes, self.unimix), (deter, stoch)
             return scan.observe(shape, self._core(weights), posterior, drives, offsets, keep[..., 0], start, uniform)
-        deters, stochs, logits = [], [], []
+        latents: list[Latent] = []
         for t in range(tokens.shape[1]):
-            deter = self.core(deter * keep[:, t], stoch * keep[:, t, None], drives[:, t], weights)
-            logit = self.groups(self.posterior_output(offsets[:, t] + F.linear(deter, from_deter)).float())
-            stoch = self.sample(logit, uniform[:, t])
-            deters.append(deter)
-            stochs.append(stoch)
-            logits.append(logit)
-        return Latent(torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(logits, 1))
+            inputs = (whole[:, t] for whole in (keep, drives, offsets, uniform))
+            latents.append(self._see(deter, stoch, *inputs, weights, from_deter))
+            deter, stoch = latents[t].deter, latents[t].stoch
+        return stack(latents)
+
+    @compiled
+    def _see(
+        self,
+        deter: Float[Tensor, "B D"],
+        stoch: Float[Tensor, "B S C"],
+        keep: Float[Tensor, "B 1"],
+        drive: Float[Tensor, "B D"],
+        offset: Float[Tensor, "B h"],
+        uniform: Float[Tensor, "B S"],
+        weights: CoreWeights,
+        from_deter: Float[Tensor, "h D"],
+    ) -> Latent:
+        """One step of `observe`. The posterior's first layer is ``from_deter`` and, from the token, ``offset``."""
+        deter = self.core(deter * keep, stoch * keep[..., None], drive, weights)
+        logits = self.groups(self.posterior_output(offset + F.linear(deter, from_deter)).float())
+        return Latent(deter, self.sample(logits, uniform), logits)
 
     def predict(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch S C"]:
         """The prior's logits: what the model expects before it sees."""
@@ -134,11 +149,23 @@ class RSSM(nn.Module):
         weights = self.weights()
 
         def step(latent: Latent, action: Tensor, uniform: Tensor) -> Latent:
-            deter = self.core(latent.deter, latent.stoch, self.drive(action, weights), weights)
-            logits = self.predict(deter)
-            return Latent(deter, self.sample(logits, uniform), logits)
+            return self._expect(latent.deter.contiguous(), latent.stoch.contiguous(), action, uniform, weights)
 
         return step
+
+    @compiled
+    def _expect(
+        self,
+        deter: Float[Tensor, "N D"],
+        stoch: Float[Tensor, "N S C"],
+        action: Float[Tensor, "N A"],
+        uniform: Float[Tensor, "N S"],
+        weights: CoreWeights,
+    ) -> Latent:
+        """One step of `dreamer`."""
+        deter = self.core(deter, stoch, self.drive(action, weights), weights)
+        logits = self.predict(deter)
+        return Latent(deter, self.sample(logits, uniform), logits)
 
     def dream(
         self,

@@ -70,6 +70,17 @@ def test_rows_and_updates_are_those_of_lock_step_though_it_evaluates_and_saves(t
     assert ahead.updates > 5 and len(ahead.history) == 2
 
 
+def test_nobody_acts_while_the_first_update_is_compiled(tmp_path, monkeypatch):
+    trainer = make(tmp_path)
+    trainer.compiling, trainer.collector.weights = True, threading.RLock()
+    learn, alone = trainer.agent.learn, []
+    monkeypatch.setattr(
+        trainer.agent, "learn", lambda batch: alone.append(trainer.collector.weights._is_owned()) or learn(batch)
+    )
+    trainer.train()
+    assert len(alone) > 2 and alone[0] and not any(alone[1:])
+
+
 @pytest.mark.parametrize("then", ["true", "false"])
 def test_no_row_is_lost_or_doubled_by_a_resume(tmp_path, lock_step, then, caplog):
     make(tmp_path, run={"steps": 99}).train()

@@ -121,6 +121,16 @@ def test_a_resume_with_other_kernels_does_not_claim_to_be_exact(tmp_path, caplog
         native.use(True)
 
 
+def test_a_resume_that_compiles_otherwise_does_not_claim_to_be_exact(tmp_path, caplog):
+    DreamerV3Trainer(make_config(tmp_path, run={"steps": 4}, agent={"compile": "on"})).train()
+    assert final_state(tmp_path)["compiled"]
+    latest = tmp_path / "run" / "checkpoints" / "latest.pt"
+    DreamerV3Trainer.resume(latest).close()
+    assert "not bit-exact" not in caplog.text
+    DreamerV3Trainer.resume(latest, ["agent.compile=off"]).close()
+    assert "not bit-exact: updates are compiled only before" in caplog.text
+
+
 def test_work_done_after_the_last_checkpoint_is_undone_by_resume(whole, parts):
     latest = parts / "run" / "checkpoints" / "latest.pt"
     doomed = DreamerV3Trainer.resume(latest, ["run.steps=160"])

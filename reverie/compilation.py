@@ -1,0 +1,99 @@
+"""Whole functions fused by torch's compiler while an agent learns: the same functions, written once.
+
+`compiled` marks a function. Within `learning` its calls run machine code, which is made at the first call and kept in
+the user's cache; everywhere else, and where the compiler fails, Python runs the function as it is written. The shapes
+of an update never change, so nothing is compiled twice; acting and evaluation, whose shapes differ, are not compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import torch
+
+from reverie import native
+
+log = logging.getLogger(__name__)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""The environment variable that names the folder in which torch keeps what it compiled."""
+
+BACKEND = "inductor"
+"""Which of torch's compilers is used."""
+
+REPAID = 5_000
+"""Updates that repay the compiler's minutes."""
+
+_learning: ContextVar[bool] = ContextVar("learning", default=False)
+"""Whether this thread is in an update that is compiled; another one may act meanwhile."""
+_failed = False
+
+
+def compiled(function: Function) -> Function:
+    """Marks a function of tensors, modules and plain values that is compiled within `learning`.
+
+    A compiled function that calls another marked one takes it in.
+    """
+    fused = functools.cache(functools.partial(torch.compile, function, dynamic=False))
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        if torch.compiler.is_compiling() or _failed or not _learning.get():
+            return function(*arguments)
+        try:
+            return fused(backend=BACKEND)(*arguments)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            result = function(*arguments)  # a mistake in the function itself is raised here
+            _give_up(error)
+            return result
+
+    return call  # type: ignore[return-value]
+
+
+@contextmanager
+def learning(enabled: bool) -> Iterator[None]:
+    """Where marked functions are compiled, if ``enabled`` and unless the compiler failed before."""
+    before = _learning.set(enabled)
+    if enabled:
+        folder()
+    try:
+        yield
+    finally:
+        _learning.reset(before)
+
+
+def folder() -> str:
+    """Where torch keeps what it compiled: in the user's cache, unless the environment names another place."""
+    if CACHE not in os.environ:
+        os.environ[CACHE] = str(native.cache_folder() / "compiled")
+    return os.environ[CACHE]
+
+
+def repays(choice: str, device: torch.device, updates: float = 0) -> bool:
+    """Whether to compile: ``on``, ``off``, or ``auto``, which asks if a run of so many updates repays it.
+
+    Beside the native kernels it does not: they are as fast.
+    """
+    if choice == "auto":
+        return updates >= REPAID and not native.serves(torch.empty(1, device=device))
+    return choice == "on"
+
+
+def works() -> bool:
+    """Whether the compiler has not failed in this process."""
+    return not _failed
+
+
+def _give_up(error: Exception) -> None:
+    global _failed
+    _failed = True
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    log.warning("torch cannot compile here (%s): going on without, as with agent.compile=off", reason)
