@@ -48,9 +48,11 @@ def compiled(function: Function) -> Function:
     def call(*arguments: Any) -> Any:
         if torch.compiler.is_compiling() or _failed or not _learning.get():
             return function(*arguments)
+        from torch._dynamo.exc import TorchDynamoException  # a second of import that most runs never need
+
         try:
             return fused(backend=BACKEND)(*arguments)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except TorchDynamoException as error:
             result = function(*arguments)  # a mistake in the function itself is raised here
             _give_up(error)
             return result

@@ -115,8 +115,8 @@ class RSSM(nn.Module):
             return scan.observe(shape, self._core(weights), posterior, drives, offsets, keep[..., 0], start, uniform)
         latents: list[Latent] = []
         for t in range(tokens.shape[1]):
-            inputs = (whole[:, t] for whole in (keep, drives, offsets, uniform))
-            latents.append(self._see(deter, stoch, *inputs, weights, from_deter))
+            kept, drive, offset, chance = (whole[:, t] for whole in (keep, drives, offsets, uniform))
+            latents.append(self._see(deter, stoch, kept, drive, offset, chance, weights, from_deter))
             deter, stoch = latents[t].deter, latents[t].stoch
         return stack(latents)
 
