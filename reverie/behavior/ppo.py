@@ -28,6 +28,14 @@ def surrogate(
     return torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
 
 
+def kl_estimate(log_ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+    """What one action tells of the KL of old and new policy: ``ratio - 1 - log ratio``, never negative (k3, Schulman).
+
+    Beside the exact KL, it shows whether both speak of the same distributions.
+    """
+    return log_ratio.expm1() - log_ratio
+
+
 def pieces(counts: tuple[int, ...], parts: int, generator: torch.Generator) -> Iterator[tuple[Tensor | slice, ...]]:
     """Cuts several ranges into ``parts`` shuffled pieces each, and yields them side by side."""
     if parts == 1:
@@ -71,7 +79,8 @@ def improve(
             policy_loss = -weight[index] * (gain + level.entropy_weight * entropy)
             with torch.no_grad():
                 kl = distribution.divergence(old_policy[index], policy).mean()
-                ratio = torch.exp(logprob - old_logprob[index])
+                log_ratio = logprob - old_logprob[index]
+                changes = log_ratio.expm1().abs()
                 going = going & (kl <= 1.5 * options.target_kl)
             value_losses = _value_losses(level, seen, returns[index], slow_value[index], replay, replay_index)
             value_losses["value"] = weight[index] * value_losses["value"]
@@ -82,9 +91,10 @@ def improve(
                     f"{level.name}/value_loss": value_losses["value"].detach().mean(),
                     f"{level.name}/entropy": entropy.detach().mean(),
                     f"{level.name}/kl": kl,
+                    f"{level.name}/kl_estimate": kl_estimate(log_ratio).mean(),
                     f"{level.name}/kl_stopped": (ready & ~going).float(),
-                    f"{level.name}/clip_fraction": ((ratio - 1.0).abs() > options.clip).float().mean(),
-                    f"{level.name}/ratio_error": (ratio - 1.0).abs().max(),
+                    f"{level.name}/clip_fraction": (changes > options.clip).float().mean(),
+                    f"{level.name}/ratio_error": changes.max(),
                 }
                 | optimizers["actor"].step({"policy": policy_loss}, when=going)
                 | optimizers["critic"].step(value_losses, when=ready)

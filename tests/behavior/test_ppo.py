@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement
-from reverie.behavior.ppo import improve, pieces, surrogate
+from reverie.behavior.ppo import improve, kl_estimate, pieces, surrogate
 from reverie.functional import mixed_log_probs
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, Rollout
@@ -31,6 +31,10 @@ def test_the_objective_is_clipped_only_where_it_would_gain(change, advantage, ob
     close(value, [objective])
     assert logprob.grad is not None
     close(logprob.grad, [slope])
+
+
+def test_actions_estimate_the_divergence():
+    close(kl_estimate(torch.tensor([0.3, -0.4, 0.0])), [0.0498588, 0.0703200, 0.0])
 
 
 @pytest.mark.parametrize(("advantage", "slope"), [(1.0, 0.0), (-1.0, -0.389292)])
