@@ -138,7 +138,7 @@ def resize(inner: Environment, size: int) -> Environment:
     from PIL import Image
 
     def scale(image: np.ndarray) -> np.ndarray:
-        if image.shape[-1] not in (1, 3, 4):
+        if image.shape[-1] not in (1, 3):  # others, alpha above all, are no colours
             return np.concatenate([scale(image[..., channel : channel + 1]) for channel in range(image.shape[-1])], -1)
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)

@@ -88,6 +88,13 @@ def test_gray_is_the_luma_of_the_colours():
     assert image[0, 0, 0] == int(0.299 * 255 + 0.587 * 100 + 0.114 * 50) and image.dtype == np.uint8
 
 
+def test_the_fourth_channel_is_no_transparency():
+    film = Film()
+    film.observation["image"] = ObservationSpec((4, 4, 4), "uint8")
+    film.show = lambda: {"image": np.full((4, 4, 4), (200, 100, 50, 0), np.uint8)}  # type: ignore[method-assign]
+    assert resize(film, 2).reset(0)["image"].reshape(-1, 4).tolist() == 4 * [[200, 100, 50, 0]]
+
+
 def test_gray_images_can_be_resized():
     assert resize(grayscale(Film()), 2).reset(0)["image"].shape == (2, 2, 1)
 
