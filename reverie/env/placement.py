@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from reverie.env.registry import EnvOptions, make
+from reverie.env.worker import summary
 from reverie.env.wrappers import Environment
 from reverie.types import ReverieError, action_width
 
@@ -47,7 +48,7 @@ def with_mode(options: EnvOptions) -> EnvOptions:
     except ReverieError:
         raise
     except Exception as error:  # a foreign environment may raise anything
-        reason = f"failed while it was timed ({type(error).__name__}: {error})"
+        reason = f"failed while it was timed ({summary(error)})"
     logger.info("%s: %s; env.mode = %s", options.name, reason, mode)
     return options.model_copy(update={"mode": mode})
 

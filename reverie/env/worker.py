@@ -178,7 +178,12 @@ def as_failure(error: BaseException) -> Exception:
     """The error in a form that can cross to another process. A user's mistake stays what it is."""
     if isinstance(error, ReverieError):
         return error
-    return Failure(f"{type(error).__name__}: {error}", traceback.format_exc())
+    return Failure(summary(error), traceback.format_exc())
+
+
+def summary(error: BaseException) -> str:
+    """Type and message, on one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 @contextlib.contextmanager
