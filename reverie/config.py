@@ -65,7 +65,7 @@ class RunOptions(Options):
     """Environment steps to train for, all environments together; an action that is repeated counts once."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides every random number of the run."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")
+    device: str = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<number>`."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of torch; 0 leaves the choice to torch."""
@@ -270,7 +270,10 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
             path, value = join(path, part), children(value)[part]
     message = first["msg"]
     if first["type"] == "extra_forbidden":
-        names = {alias: key for key in keys(Config) for alias in (key, key.rpartition(".")[2])}
+        known = list(keys(Config))
+        sections = {key.rpartition(".")[0] for key in known}
+        likely = [key for key in known if (key in sections) == isinstance(value, Mapping)]
+        names = {alias: key for key in likely for alias in (key, key.rpartition(".")[2])}
         names |= {short: short for short in FLAT}
         message = f"unknown key; did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"
     for opening in ("Input ", "String ", "Value error, "):
