@@ -38,7 +38,11 @@ class Stream:
     """Adjacent chunks that hold at least the last window; the newest one is being written."""
 
 
-OPTIONS = {"streams": ("env.envs", 1), "window": ("replay.length", 1), "chunk": ("replay.chunk", 0)}
+OPTIONS = {
+    "streams": ("env.envs", 1),
+    "window": ("replay.length", 1),
+    "chunk": ("replay.chunk (or its share of replay.capacity)", 0),
+}
 """What the layout follows from: the option, and what is added to it (a stream of recorded episodes, a context row)."""
 
 
