@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from dataclasses import dataclass
 from types import FrameType
+
+log = logging.getLogger(__name__)
 
 
 class Ratio:
@@ -56,7 +59,12 @@ class Interruption:
         for number, handler in self._old.items():
             signal.signal(number, handler)
 
+    def wished(self) -> bool:
+        """Whether a signal has come."""
+        return self.signal is not None
+
     def _wish(self, number: int, frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self.wished():
             os._exit(128 + number)
         self.signal = number
+        log.info("stopping after this update; a second signal stops at once, and saves nothing")

@@ -5,6 +5,7 @@ It leaves no trace in training: a run that evaluates more often learns the same,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,10 +80,18 @@ class Evaluation:
         return f"mean return {self.mean:.1f} ± {self.deviation:.1f} over {len(self.episodes)} episodes"
 
 
-def evaluate(agent: Agent, options: EnvOptions, episodes: int, seed: int, record: int = 0) -> Evaluation:
+def evaluate(
+    agent: Agent,
+    options: EnvOptions,
+    episodes: int,
+    seed: int,
+    record: int = 0,
+    unwanted: Callable[[], bool] = lambda: False,
+) -> Evaluation:
     """Plays ``episodes`` whole episodes; every environment plays its share, so that short ones are not favoured.
 
-    ``record`` is how many steps of the first environment's first episode to keep.
+    ``record`` is how many steps of the first environment's first episode to keep. Once the result is ``unwanted``, it
+    is what has been played so far.
     """
     options = with_mode(options)
     side_by_side = MOST_ENVS if options.mode == "inline" else options.envs
@@ -105,6 +114,8 @@ def evaluate(agent: Agent, options: EnvOptions, episodes: int, seed: int, record
                 recorded = bool(step.last[0]) or len(recording) == record
             first = torch.as_tensor(step.first, device=agent.device)
             fits.append(agent.behavior.arrivals(before.goal, before.age, carry.latent, first))
+            if unwanted():
+                break
     finally:
         envs.close()
     return Evaluation(finished, recording, torch.cat(fits).cpu().numpy())

@@ -31,7 +31,7 @@ from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, sh
 from reverie.run.lock import lock
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
-from reverie.types import Batch, EnvironmentFailure, Metrics, StoredDataError
+from reverie.types import Batch, ConfigError, EnvironmentFailure, Metrics, StoredDataError
 
 PATIENCE = 50
 """Updates without a finite gradient after which a run gives up; a few in a row do happen, and are skipped."""
@@ -65,15 +65,15 @@ class DreamerV3Trainer:
         run = self.config.run
         device = choose_device(run.device)
         set_up(run.threads, run.kernels)
+        config = self.config = self.config.model_copy(update={"env": with_mode(self.config.env)})
+        self.envs = make_vector(config.env, run.seed)  # before the folder is: a wrong name leaves nothing behind
+        resources.callback(self.envs.close)
         resources.enter_context(lock(self.folder))
         latest = self.folder / "checkpoints" / "latest.pt"
         if state is None and latest.exists():
             raise StoredDataError(
                 f"{self.folder} holds another run; resume it with --checkpoint {latest}, or choose another run.name"
             )
-        config = self.config = self.config.model_copy(update={"env": with_mode(self.config.env)})
-        self.envs = make_vector(config.env, run.seed)
-        resources.callback(self.envs.close)
         spaces = self.envs.observation, self.envs.action
         self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
         self.agent.compiles = compilation.repays(config.agent.compile, device, run.steps * run.ratio)
@@ -107,6 +107,7 @@ class DreamerV3Trainer:
         config, state = checkpoint.load_run(path, *([real.with_name("previous.pt")] if own else []))
         config = configuration.override(config.model_dump(mode="json"), overrides, values)
         if own:
+            _keep_identity(config, state["config"]["run"], real)
             return cls(config, folder, state)
         chosen = config.run.name if config.run.name != state["config"]["run"]["name"] else None
         fresh, replay = (
@@ -140,7 +141,7 @@ class DreamerV3Trainer:
         self._introduce()
         reached = False
         with self.interruption, self.progress:
-            while self.step < run.steps and not reached and self.interruption.signal is None:
+            while self.step < run.steps and not reached and not self.interruption.wished():
                 before = self.step
                 self.advance()
                 if evaluations(before, self.step):
@@ -148,8 +149,10 @@ class DreamerV3Trainer:
                 if saves(before, self.step):
                     self.save()
                 self.progress.update(self.step, self.updates)
+            if self._recent:
+                self._log()
             self.save()
-        verb = "Finished" if self.interruption.signal is None else "Stopped"
+        verb = "Stopped" if self.interruption.wished() else "Finished"
         log.info("%s at step %d; go on with --checkpoint %s", verb, self.step, self.checkpoints.latest)
         return self.interruption.exit_code
 
@@ -202,20 +205,26 @@ class DreamerV3Trainer:
         self.logger.write(self.step, means | counters | stats)
 
     def _evaluate(self) -> bool:
-        """Plays, films, and saves the best; whether the target return was reached."""
+        """Plays, saves the best, and films; whether the target return was reached."""
         run = self.config.run
         seed = run.seed + 1_000_003 * (1 + self.step)
-        result = evaluate(self.agent, self.config.env, run.evaluate_episodes, seed % 2**32, RECORDED * run.video)
+        options, stopped = self.config.env, self.interruption.wished
+        result = evaluate(self.agent, options, run.evaluate_episodes, seed % 2**32, RECORDED * run.video, stopped)
+        if stopped():
+            return False
         log.info("Evaluation at step %d: %s", self.step, result)
         row = {"evaluation/return": result.mean, "evaluation/deviation": result.deviation, "run/seconds": self.seconds}
         row |= result.goals
         self.history.append({"step": self.step, "updates": self.updates, **row})
         self.logger.write(self.step, row)
-        if run.video:
-            self._film(result)
         if self.best_return is None or result.mean > self.best_return:
             self.best_return = result.mean
             self.save(best=True)
+        if run.video:
+            try:
+                self._film(result)
+            except Exception as error:  # whatever the video library raises, training goes on
+                log.warning("no video of step %d: %s: %s", self.step, type(error).__name__, error)
         return run.target_return is not None and result.mean >= run.target_return
 
     def _film(self, result: Evaluation) -> None:
@@ -227,7 +236,7 @@ class DreamerV3Trainer:
             self.logger.media(self.step, f"dream/{key}", path)
 
     def _introduce(self) -> None:
-        sizes = sum(parameter.numel() for parameter in self.agent.parameters())
+        sizes = sum(parameter.numel() for parameter in self.agent.parameters() if parameter.requires_grad)
         keys, actions = (
             ", ".join(f"{key} ({text})" for key, text in kind.items()) for kind in self.agent.spaces.values()
         )
@@ -238,7 +247,10 @@ class DreamerV3Trainer:
     # --- saving ---
 
     def save(self, best: bool = False) -> None:
-        """Writes a checkpoint that names the replay rows it belongs to."""
+        """Writes a checkpoint that names the replay rows it belongs to.
+
+        Before the first evaluation the newest is also the best.
+        """
         self.collector.settle()
         self.replay.flush()
         state = self.agent.checkpoint() | {
@@ -257,7 +269,7 @@ class DreamerV3Trainer:
             "kernels": self._kernels(),
             "compiled": self.agent.compiles and compilation.works(),
         }
-        self.checkpoints.save(state, best=best)
+        self.checkpoints.save(state, best=best or self.best_return is None)
         self.replay.commit()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -285,6 +297,17 @@ class DreamerV3Trainer:
     def _kernels(self) -> str:
         """Which native kernels take part."""
         return native.version() if native.serves(*self.agent.world.parameters()) else ""
+
+
+def _keep_identity(config: Config, old: Mapping[str, Any], latest: Path) -> None:
+    """Refuses what a run cannot change when it goes on in its own folder."""
+    for name in ("name", "directory"):
+        if (value := getattr(config.run, name)) != old[name]:
+            best = latest.with_name("best_model.pt")
+            raise ConfigError(f"run.{name} = {value!r}: {latest} goes on in its own folder; leave that out, or begin "
+                              f"a new run from {best}")  # fmt: skip
+    if config.run.seed != old["seed"]:
+        log.warning("run.seed = %d changes evaluations alone: random states are the checkpoint's", config.run.seed)
 
 
 def _fresh_name(config: Config) -> str:

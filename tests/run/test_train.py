@@ -233,6 +233,50 @@ def test_a_signal_saves_and_stops(tmp_path, number, code):
     assert final_state(tmp_path)["global_step"] == 120
 
 
+def test_a_signal_during_an_evaluation_saves_and_stops(tmp_path, monkeypatch):
+    run = {"evaluate_every": 40, "evaluate_episodes": 2, "video": False, "steps": 100_000}
+    trainer = DreamerV3Trainer(make_config(tmp_path, run=run))
+    play = train.evaluate
+
+    def interrupt(*arguments: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGINT)
+        return play(*arguments)
+
+    monkeypatch.setattr(train, "evaluate", interrupt)
+    assert trainer.train() == 130
+    assert final_state(tmp_path)["global_step"] == 40 and final_state(tmp_path)["best_return"] is None
+
+
+def test_a_film_that_fails_ends_nothing(tmp_path, monkeypatch, caplog):
+    def refuse(*arguments: Any) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train.video, "write", refuse)
+    run = {"steps": 80, "evaluate_every": 80, "evaluate_episodes": 1}
+    assert DreamerV3Trainer(make_config(tmp_path, run=run)).train() == 0
+    assert "no video of step 80: OSError: [Errno 28] No space left" in caplog.text
+
+
+def test_until_one_is_evaluated_the_newest_checkpoint_is_the_best(tmp_path):
+    DreamerV3Trainer(make_config(tmp_path, run={"checkpoint_every": 40, "steps": 80})).train()
+    best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best_model.pt")
+    assert digest(best["model_state"]) == digest(final_state(tmp_path)["model_state"])
+
+
+def test_a_run_that_goes_on_keeps_its_name_and_its_random_states(parts, caplog):
+    latest = parts / "run" / "checkpoints" / "latest.pt"
+    with pytest.raises(ReverieError, match=r"run.name = 'other': .* goes on in its own folder; .*best_model\.pt"):
+        DreamerV3Trainer.resume(latest, ["run.name=other"])
+    DreamerV3Trainer.resume(latest, ["run.seed=8"]).close()
+    assert "run.seed = 8 changes evaluations alone" in caplog.text
+
+
+def test_an_environment_that_does_not_exist_leaves_no_folder_behind(tmp_path):
+    with pytest.raises(ReverieError, match="CartPol"):
+        DreamerV3Trainer(make_config(tmp_path, env={"name": "CartPol-v1"}))
+    assert not (tmp_path / "run").exists()
+
+
 class CountingAgent(Agent):
     """Acts at random, and asserts in `act` and `learn` that counts go on by one and actions are those it took."""
 
