@@ -47,7 +47,7 @@ class Task:
 
 
 TASKS = {
-    "cartpole": Task("default", 5, 475),
+    "cartpole": Task("default", 5, 475, ("run.steps=16600",)),
     "pendulum": Task("pendulum", 3, -250),
     "acrobot": Task("acrobot", 3, -100),
     "pixels": Task("pixels", 2, 0.8),
@@ -126,11 +126,11 @@ def judge(points: Curve, goal: float) -> dict[str, float | None]:
     return {
         "steps": steps,
         "seconds": round(points["seconds"][reached], 1),
-        "held_mean": round(float(np.mean(held)), 1),
-        "held_min": round(min(held), 1),
+        "held_mean": round(float(np.mean(held)), 2),
+        "held_min": round(min(held), 2),
         "held_to": min(3 * steps, points["step"][-1]),
-        "best": round(max(points["return"]), 1),
-        "last": round(points["return"][-1], 1),
+        "best": round(max(points["return"]), 2),
+        "last": round(points["return"][-1], 2),
     }
 
 
