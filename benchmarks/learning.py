@@ -46,9 +46,14 @@ class Task:
     """Changes of the file, as ``section.key=value``."""
 
 
+MANAGED = "hierarchy.enabled=true", "agent.horizon=16"
+"""A manager, and dreams that its goals divide."""
+
 TASKS = {
     "cartpole": Task("default", 5, 475, ("run.steps=16600",)),
     "pendulum": Task("pendulum", 3, -250),
+    "cartpole_hierarchy": Task("default", 3, 475, (*MANAGED, "run.steps=5000")),
+    "pendulum_hierarchy": Task("pendulum", 3, -250, (*MANAGED, "run.steps=5000")),
     "acrobot": Task("acrobot", 3, -100),
     "pixels": Task("pixels", 2, 0.8),
     "lunarlander": Task("lunarlander", 1, 200),

@@ -35,8 +35,9 @@ class HierarchyOptions(Options):
     """How the manager counts: exact credit, or mean rewards discounted per goal (Hafner et al. 2022)."""
     goals: Literal["autoencoder", "skill"] = "autoencoder"
     """Compressed states, or numbered skills."""
-    goal_nats: float = Field(default=10.0, gt=0, lt=16.6)
-    """What a code tells of a state, of 16.6 nats; with less, codes that are drawn at random paint likelier states."""
+    goal_nats: float = Field(default=8.0, gt=0, lt=16.6)
+    """What a code tells of a state, of 16.6 nats: with more, paintings are sharper; with less, more codes paint states
+    that exist."""
     num_options: int = Field(default=16, ge=2, le=1024)
     """Number of skills."""
     goal_reward: Literal["max_cosine", "cosine", "distance"] = "max_cosine"
