@@ -174,17 +174,20 @@ class Agent(nn.Module):
             dream = replace(dream, reward=dream.reward | self.behavior.rewards(dream))
             rollouts, metrics = self.behavior.views(dream), self.behavior.reach(dream)
             judgements = [level.judge(rollout) for level, rollout in zip(self.behavior.levels, rollouts, strict=True)]
-            planner, imagined = self.behavior.levels[0], judgements[0].returns[:, 0, 0]
+            planner, judged = self.behavior.levels[0], judgements[0]
+            # Where goals were given, what followed says nothing of the manager's own choice.
+            imagined = torch.where(dream.own, judged.returns[:, 0, 0], judged.slow_value[:, 0, 0])
             replay = planner.replay_value(latent.features, batch, imagined)
 
             replay_loss = {"replay_value": planner.replay_value_loss(replay)}
             metrics |= self.optimizers["world"].step(losses | replay_loss)
             metrics |= self._learn_goals(latent, dream)
+            ready = self.behavior.ready()
             for level, rollout, judgement in zip(self.behavior.levels, rollouts, judgements, strict=True):
                 optimizers = {kind: self.optimizers[f"{level.group}{kind}"] for kind in ("actor", "critic")}
-                real, ready = (replay if level is planner else None), self.behavior.ready(level)
-                metrics |= improve(level, rollout, judgement, real, optimizers, generator, ready)
-                metrics |= judgement.metrics | level.follow(rollout, ready)
+                real, frozen = (replay if level is planner else None), self.behavior.frozen(level)
+                metrics |= improve(level, rollout, judgement, real, optimizers, generator, ready, frozen)
+                metrics |= judgement.metrics | level.follow(rollout, ready & (not frozen))
         return self._named(metrics | world_metrics(losses)), self.world.pack(latent.detach())
 
     def _named(self, metrics: Metrics) -> Metrics:

@@ -131,8 +131,8 @@ class ActorCritic(nn.Module):
         self.slow_critic = deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
         self.floor = options.return_floor or (1.0 if count == 1 else 0.05)
-        # As published, the scale of a single stream starts at zero; those of several start with the first batch.
-        self.register_buffer("started", torch.full((), float(count == 1)))
+        # As published, the scale starts at zero; where a floor below one would let that through, with the first batch.
+        self.register_buffer("started", torch.full((), float(self.floor >= 1.0)))
         self.register_buffer("return_low", torch.zeros(count))
         self.register_buffer("return_high", torch.zeros(count))
         self.register_buffer("spread", torch.ones(()))
@@ -168,26 +168,29 @@ class ActorCritic(nn.Module):
         """Lambda-returns of every stream, and one advantage. Updates the scales.
 
         Advantages of a stream count by its weight, over the spread of its recent returns (DreamerV3, eq. 7). Where
-        there are several, the sum is brought to unit deviation on average (Hafner et al. 2022).
+        there are several, the sum is brought to unit deviation on average (Hafner et al. 2022). Edges of weight zero,
+        which nobody chose, take no part in any scale.
         """
-        value = self.value(rollout.inputs)
+        value, counted = self.value(rollout.inputs), rollout.weight > 0
         returns = self._returns(rollout, value)
         error, rate = returns - value[:, :-1], torch.where(self.started > 0, self.options.return_rate, 1.0)
-        scale = self._scale(returns, rate)
+        scale = self._scale(returns, counted, rate)
         advantage = (error / scale * torch.tensor([entry.weight for entry in self.streams.values()]).to(scale)).sum(-1)
         if len(self.streams) > 1:
-            self.spread.lerp_(advantage.std(), rate)
+            self.spread.lerp_(torch.where(counted.any(), variance(advantage, counted).sqrt(), self.spread), rate)
             advantage = advantage / self.spread.clamp(min=1e-8)
         self.started.fill_(1.0)
-        explained = 1.0 - error.flatten(0, 1).var(0) / returns.flatten(0, 1).var(0).clamp(min=1e-8)
-        metrics = {"advantage_std": advantage.std()}
+        spread = [variance(returns[..., i], counted) for i in range(len(self.streams))]
+        metrics = {"advantage_std": advantage.std(), "advantage_mean": advantage.mean()}
+        metrics["advantage_max"] = advantage.abs().max()
         for i, name in enumerate(self.streams):
             suffix = "" if name == TASK else f"_{name}"
             metrics |= {
                 f"return{suffix}": returns[..., i].mean(),
                 f"value{suffix}": value[..., i].mean(),
                 f"return_scale{suffix}": scale[i],
-                f"explained_variance{suffix}": explained[i],
+                f"return_std{suffix}": spread[i].sqrt(),
+                f"explained_variance{suffix}": 1.0 - variance(error[..., i], counted) / spread[i].clamp(min=1e-8),
                 f"dream_reward{suffix}": rollout.reward[..., i].mean(),
             }
         metrics = {f"{self.name}/{name}": value for name, value in metrics.items()}
@@ -207,12 +210,12 @@ class ActorCritic(nn.Module):
             found.append(lambda_return(reward, discount, values, mix).view(rollout.weight.shape))
         return torch.stack(found, -1)
 
-    def _scale(self, returns: Float[Tensor, "R L Q"], rate: Tensor) -> Float[Tensor, "Q"]:
+    def _scale(self, returns: Float[Tensor, "R L Q"], counted: Bool[Tensor, "R L"], rate: Tensor) -> Float[Tensor, "Q"]:
         """Follows the spread of returns."""
         shares = torch.tensor([0.05, 0.95], device=returns.device)
-        low, high = torch.quantile(returns.flatten(0, 1), shares, 0)
-        self.return_low.lerp_(low, rate)
-        self.return_high.lerp_(high, rate)
+        known = torch.where(counted[..., None], returns, torch.nan).flatten(0, 1)
+        for average, seen in zip((self.return_low, self.return_high), torch.nanquantile(known, shares, 0), strict=True):
+            average.lerp_(torch.where(seen.isnan(), average, seen), rate)
         return (self.return_high - self.return_low).clamp(min=self.floor)
 
     def replay_value(self, features: Float[Tensor, "B T F"], batch: Batch, returns: Float[Tensor, "N"]) -> ReplayValue:
@@ -248,13 +251,20 @@ class ActorCritic(nn.Module):
         """Moves the slow critic towards the critic, and steers the entropy once ``ready``; once per learning step."""
         for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
             slow.lerp_(fast, self.options.slow_rate)
-        if self.options.entropy_target is None:
-            return {}
         share = self.distribution.entropy_share(rollout.policy).mean()
+        if self.options.entropy_target is None:
+            return {f"{self.name}/entropy_share": share}
         steered = steer(self.entropy_weight, self.options.entropy_target / share, *ENTROPY_WEIGHT)
         ready = torch.as_tensor(ready, device=steered.device)
         self.entropy_weight.copy_(torch.where(ready, steered, self.entropy_weight))
         return {f"{self.name}/entropy_share": share, f"{self.name}/entropy_weight": self.entropy_weight.clone()}
+
+
+def variance(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """Of the values that count: unbiased, and zero where there are fewer than two."""
+    count = counted.sum()
+    mean = torch.where(counted, values, 0.0).sum() / count.clamp(min=1)
+    return torch.where(counted, (values - mean).square(), 0.0).sum() / (count - 1).clamp(min=1)
 
 
 TASK = "extrinsic"

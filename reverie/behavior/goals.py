@@ -47,6 +47,10 @@ class GoalSpace(nn.Module, ABC):
         """How well states that were arrived at fit the target that was in force on the way."""
 
     @abstractmethod
+    def fit(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """How well states fit a target, at most 1 and comparable between rewards: what is looked at, never paid."""
+
+    @abstractmethod
     def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """How unlike anything known these states are."""
 
@@ -87,6 +91,10 @@ class AutoencoderGoals(GoalSpace):
     def reward(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         return self.match(target, deter)
 
+    def fit(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """The cosine of the angle between the two, times the ratio of their lengths."""
+        return max_cosine(target, deter)
+
     def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """The mean squared error of painting a state from its most likely code."""
         code = one_hot(self.choice.split(self.encoder(deter)).argmax(-1), self.choice.classes).flatten(-2)
@@ -106,7 +114,7 @@ class AutoencoderGoals(GoalSpace):
             "goals/reconstruction": error.detach().mean(),
             "goals/kl": nats.detach().mean(),
             "goals/beta": self.beta.clone(),
-            "goals/perplexity": torch.exp(-(usage * usage.clamp(min=1e-8).log()).sum(-1)).mean(),
+            "goals/perplexity": perplexity(usage),
         }
 
     def follow(self, seen: Metrics) -> None:
@@ -137,6 +145,10 @@ class SkillGoals(GoalSpace):
     def reward(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         return (torch.log_softmax(self.guess(deter), -1) * target).sum(-1) + math.log(self.target)
 
+    def fit(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
+        """The probability that the skill is guessed."""
+        return (torch.softmax(self.guess(deter), -1) * target).sum(-1)
+
     def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """The entropy of the guess: states that no skill is known to reach."""
         log_p = torch.log_softmax(self.guess(deter), -1)
@@ -149,6 +161,11 @@ class SkillGoals(GoalSpace):
         skill = dream.target[:, :-1]
         accuracy = (log_q.argmax(-1) == skill.argmax(-1)).float().mean()
         return -(log_q * skill).sum(-1), {"goals/accuracy": accuracy}
+
+
+def perplexity(usage: Float[Tensor, "*groups C"]) -> Float[Tensor, ""]:
+    """How many classes are in use, as if all were used alike; the mean over groups."""
+    return torch.exp(-(usage * usage.clamp(min=1e-8).log()).sum(-1)).mean()
 
 
 def cosine(target: Tensor, state: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
-from reverie.behavior.goals import AutoencoderGoals, GoalSpace, SkillGoals
+from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, GoalSpace, SkillGoals, perplexity
 from reverie.nets.distributions import ActionDistribution
 from reverie.types import ActionSpec, ConfigError, Dream, Goal, Latent, Metrics, Options, Rollout
 
@@ -33,15 +33,16 @@ class HierarchyOptions(Options):
     """A `hybrid` worker is paid for the task as well, a `director` one for its goals alone."""
     time: Literal["smdp", "director"] = "smdp"
     """How the manager counts: exact credit, or mean rewards discounted per goal (Hafner et al. 2022)."""
-    goals: Literal["autoencoder", "skill"] = "autoencoder"
-    """Compressed states, or numbered skills."""
+    goals: str = "autoencoder"
+    """Compressed states (`autoencoder`), numbered skills (`skill`), or another one of `GOAL_SPACES`."""
     goal_nats: float = Field(default=8.0, gt=0, lt=16.6)
     """What a code tells of a state, of 16.6 nats: with more, paintings are sharper; with less, more codes paint states
     that exist."""
     num_options: int = Field(default=16, ge=2, le=1024)
     """Number of skills."""
-    goal_reward: Literal["max_cosine", "cosine", "distance"] = "max_cosine"
-    """How a reached state is compared with the wanted one."""
+    goal_reward: str = "max_cosine"
+    """How a reached state is compared with the wanted one: `max_cosine`, `cosine`, `distance`, or another one of
+    `goals.GOAL_REWARDS`."""
     goal_weight: float = Field(default=1.0, ge=0)
     """Weight of reaching goals for the worker."""
     goal_horizon: float = Field(default=100, gt=1)
@@ -55,7 +56,7 @@ class HierarchyOptions(Options):
     goal_warmup: int = Field(default=500, ge=0)
     """Updates of the goals before manager and worker begin to learn."""
     frozen: bool = False
-    """The manager never learns: its goals stay random. A control experiment."""
+    """The manager's policy never learns: its goals stay random. A control experiment."""
     entropy: float = Field(default=3e-3, gt=0)
     """Weight of the manager's entropy at the start."""
     entropy_target: float = Field(default=0.5, gt=0, lt=1)
@@ -66,7 +67,10 @@ class HierarchyOptions(Options):
     """As `behavior.target_kl`, for the manager's whole code."""
 
     @model_validator(mode="after")
-    def _pays_its_worker(self) -> HierarchyOptions:
+    def _has_goals_and_pays_for_them(self) -> HierarchyOptions:
+        for name, known in (("goals", GOAL_SPACES), ("goal_reward", GOAL_REWARDS)):
+            if (chosen := getattr(self, name)) not in known:
+                raise ConfigError(f"hierarchy.{name} = {chosen!r} is unknown; choose among {', '.join(known)}")
         if not (self.goal_weight or WORKER_PAY[self.preset]):
             raise ConfigError("hierarchy.goal_weight = 0: a director's worker is paid for nothing else; raise it")
         return self
@@ -87,9 +91,13 @@ class Flat(nn.Module):
         """Who learns; the first one's critic knows no goal."""
         return [self.worker]
 
-    def ready(self, level: ActorCritic) -> Tensor:
-        """Whether a level learns now."""
-        return level.bins.new_ones((), dtype=torch.bool)
+    def ready(self) -> Tensor:
+        """Whether levels learn now."""
+        return self.worker.bins.new_ones((), dtype=torch.bool)
+
+    def frozen(self, level: ActorCritic) -> bool:
+        """Whether a level's policy never learns; its critic does."""
+        return False
 
     def practised(self) -> None:
         """Takes note that goals were learned once more."""
@@ -132,7 +140,10 @@ class Flat(nn.Module):
     def arrivals(
         self, goal: Goal, age: Int[Tensor, "E"], latent: Latent, first: Bool[Tensor, "E"]
     ) -> Float[Tensor, "finished 2"]:
-        """How well the goals that have just had their time were reached, and how well those of other environments."""
+        """How well the goals that have just had their time were reached, and how well those of other environments.
+
+        NaN where there is no other environment.
+        """
         return latent.deter.new_zeros(0, 2)
 
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
@@ -163,10 +174,12 @@ class Hierarchy(Flat):
     def levels(self) -> list[ActorCritic]:
         return [self.manager, self.worker]
 
-    def ready(self, level: ActorCritic) -> Tensor:
-        """After the goals' warm-up; a frozen manager never."""
-        resting = self.options.frozen and level is self.manager
-        return (self.practice >= self.options.goal_warmup) & (not resting)
+    def ready(self) -> Tensor:
+        """After the goals' warm-up."""
+        return self.practice >= self.options.goal_warmup
+
+    def frozen(self, level: ActorCritic) -> bool:
+        return self.options.frozen and level is self.manager
 
     def practised(self) -> None:
         self.practice += 1
@@ -220,8 +233,8 @@ class Hierarchy(Flat):
     ) -> Float[Tensor, "finished 2"]:
         assert self.goals is not None
         finished = ~first & (age > 0) & (age % self.options.period == 0)
-        targets = goal.target, goal.target.roll(1, 0)
-        return torch.stack([self.goals.reward(target, latent.deter) for target in targets], -1)[finished]
+        foreign = goal.target.roll(1, 0) if len(age) > 1 else torch.full_like(goal.target, torch.nan)
+        return torch.stack([self.goals.fit(target, latent.deter) for target in (goal.target, foreign)], -1)[finished]
 
     @torch.no_grad()
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
@@ -236,13 +249,19 @@ class Hierarchy(Flat):
 
     @torch.no_grad()
     def reach(self, dream: Dream) -> Metrics:
-        """Fit at the start and at the end of each goal, and how often the end fits well: for own and foreign goals."""
+        """Fit at the start and at the end of each goal, and how often the end fits well: for own and foreign goals.
+
+        Beside it, how many classes of each group the manager uses, and how far its goals are from the ones before.
+        """
         assert self.goals is not None
         period, target = self.options.period, dream.goal.target[:, :-1]
         start, end = dream.latent.deter[:, :-1:period], dream.latent.deter[:, period::period]
-        fit, foreign = self.goals.reward(target, end), self.goals.reward(others(target), end)
+        fit, foreign = self.goals.fit(target, end), self.goals.fit(others(target), end)
+        usage = self.goals.choice.split(dream.choice).softmax(-1).flatten(0, -3).mean(0)
         return {
-            "goals/fit_at_start": self.goals.reward(target, start).mean(),
+            "manager/perplexity": perplexity(usage),
+            "manager/switch": dream.goal.target.diff(dim=1).norm(dim=-1).mean(),
+            "goals/fit_at_start": self.goals.fit(target, start).mean(),
             "goals/fit_at_end": fit.mean(),
             "goals/reach": (fit >= REACHED).float().mean(),
             "goals/reach_shuffled": (foreign >= REACHED).float().mean(),

@@ -54,11 +54,13 @@ def improve(
     optimizers: Mapping[str, Optimizer],
     generator: torch.Generator,
     ready: bool | Tensor = True,
+    frozen: bool = False,
 ) -> Metrics:
     """Improves actor and critic from one rollout. ``optimizers`` has ``actor`` and ``critic``.
 
     The actor stops for this rollout once the exact KL of a minibatch exceeds 1.5 times its target; the critic always
-    finishes. Nothing moves unless ``ready``. Returns the mean of every metric over all minibatches.
+    finishes. Nothing moves unless ``ready``, and the actor of a ``frozen`` level never does. Returns the mean of every
+    metric over all minibatches.
     """
     options, distribution = level.options, level.distribution
     inputs, action = rollout.inputs[:, :-1].flatten(0, 1), rollout.action.flatten(0, 1)
@@ -67,7 +69,8 @@ def improve(
     returns, slow_value = judgement.returns.flatten(0, 1), judgement.slow_value.flatten(0, 1)
 
     ready = torch.as_tensor(ready, device=weight.device)
-    going, history = ready, []
+    willing = going = ready & (not frozen)
+    history: list[Metrics] = []
     for _ in range(options.epochs):
         counts = len(weight), 0 if replay is None else replay.weight.numel()
         for index, replay_index in pieces(counts, options.minibatches, generator):
@@ -92,7 +95,7 @@ def improve(
                     f"{level.name}/entropy": entropy.detach().mean(),
                     f"{level.name}/kl": kl,
                     f"{level.name}/kl_estimate": kl_estimate(log_ratio).mean(),
-                    f"{level.name}/kl_stopped": (ready & ~going).float(),
+                    f"{level.name}/kl_stopped": (willing & ~going).float(),
                     f"{level.name}/clip_fraction": (changes > options.clip).float().mean(),
                     f"{level.name}/ratio_error": changes.max(),
                 }

@@ -72,9 +72,12 @@ class Evaluation:
 
     @property
     def goals(self) -> dict[str, float]:
-        """How often goals were reached, and how often goals of other environments; empty without a manager."""
-        shares = (self.fits >= REACHED).mean(0) if len(self.fits) else ()
-        return dict(zip(("evaluation/goal_reach", "evaluation/goal_reach_shuffled"), map(float, shares), strict=False))
+        """How often goals were reached, and how often goals of other environments; what is not known is left out."""
+        names = "evaluation/goal_reach", "evaluation/goal_reach_shuffled"
+        shares = {
+            name: fits >= REACHED for name, fits in zip(names, self.fits.T, strict=True) if not np.isnan(fits).any()
+        }
+        return {name: float(reached.mean()) for name, reached in shares.items() if len(reached)}
 
     def __str__(self) -> str:
         return f"mean return {self.mean:.1f} ± {self.deviation:.1f} over {len(self.episodes)} episodes"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from reverie.agent import Agent
+from reverie.behavior import views
+from reverie.behavior.goals import GOAL_REWARDS
 from reverie.behavior.hierarchy import REACHED, Hierarchy, HierarchyOptions
 from reverie.imagine import imagine
 from reverie.types import ConfigError, Dream, Latent
@@ -33,7 +35,9 @@ from tests.core import (
 
 SCALES = {"return_low", "return_high", "spread", "started"}
 """What a level that rests keeps measuring."""
-
+LEARNED = {"actor", "critic", "slow_critic"}
+STEERED = LEARNED | {"entropy_weight"}
+"""What else changes where the entropy is steered."""
 
 OWNERS = {
     "world": "world",
@@ -47,7 +51,7 @@ OWNERS = {
 
 
 def choose(**changes) -> HierarchyOptions:
-    return PLANNED.model_copy(update=changes)
+    return HierarchyOptions(**PLANNED.model_dump() | changes)
 
 
 @pytest.fixture
@@ -113,9 +117,12 @@ def test_dreams_whose_goals_are_given_stand_beside_those_of_the_manager(world):
 def test_reaching_is_measured_where_a_goal_ends_against_goals_of_other_dreams():
     states = torch.tensor([[[1.0, 0], [5, 5], [0, 1]], [[0, 1.0], [5, 5], [0, 1]]])
     goals = torch.tensor([[[0.0, 1], [9, 9]], [[1.0, 0], [9, 9]]])
-    reach = make_behavior(features=2, deter=2).reach(planned_dream(states, goals, {}))
+    dream = planned_dream(states, torch.zeros(2, 2, 64), {}, target=goals)
+    reach = make_behavior(features=2, deter=2).reach(dream)
     expected = {"fit_at_start": 0.0, "fit_at_end": 0.5, "reach": 0.5, "reach_shuffled": 0.5}
-    assert {name: value.item() for name, value in reach.items()} == {f"goals/{key}": v for key, v in expected.items()}
+    assert {name: reach[f"goals/{name}"].item() for name in expected} == expected
+    close(reach["manager/perplexity"], 8.0)  # no class is preferred
+    close(reach["manager/switch"], (torch.tensor([9.0, 8.0]).norm() + torch.tensor([8.0, 9.0]).norm()) / 2)
 
 
 # --- what each level is paid for ---
@@ -165,15 +172,15 @@ def test_every_choice_learns(changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "resting"),
+    ("changes", "manager", "worker"),
     [
-        ({}, set()),
-        ({"frozen": True}, {"manager"}),
-        ({"goal_warmup": 2}, set()),
-        ({"goal_warmup": 3}, {"manager", "worker"}),
+        ({}, STEERED, LEARNED),
+        ({"frozen": True}, LEARNED - {"actor"}, LEARNED),
+        ({"goal_warmup": 2}, STEERED, LEARNED),
+        ({"goal_warmup": 3}, set(), set()),
     ],
 )
-def test_a_frozen_manager_never_moves_and_nobody_does_before_goals_were_learned(changes, resting):
+def test_a_frozen_manager_only_judges_and_nobody_learns_before_goals_were_learned(changes, manager, worker):
     agent = make_agent(behavior=PASSES, hierarchy=choose(**changes), optimizer=CONSTANT)
     shake(agent)
     for level in agent.behavior.levels:
@@ -182,10 +189,9 @@ def test_a_frozen_manager_never_moves_and_nobody_does_before_goals_were_learned(
     for seed in range(2):
         agent.learn(make_batch(agent.world, seed=seed))
     moved = {name for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
-    for level in ("manager", "worker"):
+    for level, learned in (("manager", manager), ("worker", worker)):
         parts = {name.split(".")[2] for name in moved if name.startswith(f"behavior.{level}.")}
-        learned = {"actor", "critic", "slow_critic"} | ({"entropy_weight"} if level == "manager" else set())
-        assert parts == SCALES | (set() if level in resting else learned), level
+        assert parts == SCALES | learned, level
     assert any(name.startswith("behavior.goals.encoder") for name in moved)
     assert agent.behavior.practice == 2
 
@@ -199,6 +205,31 @@ def test_given_goals_teach_the_worker_and_the_critics_but_not_the_manager():
     assert not any(name.startswith("behavior.manager.actor") for name in moved)
     for part in ("worker.actor", "worker.critic", "manager.critic", "goals.encoder"):
         assert any(name.startswith(f"behavior.{part}") for name in moved), part
+
+
+def test_dreams_whose_goals_were_given_set_no_scale_of_the_manager(world):
+    dream = dream_in(world, over(world, goal_mix=0.5))
+    paid = torch.where(dream.own, 1.0, 100.0)[:, None].expand(-1, 4)
+    level = over(world, novelty_weight=0.0).manager
+    dream = replace(dream, reward={"extrinsic": paid}, continues=torch.ones_like(dream.continues))
+    judgement = level.judge(views.manager(dream, level.streams, level.discount))
+    assert level.return_high < 5 and judgement.returns.max() > 100
+
+
+def test_other_goal_rewards_can_be_registered(monkeypatch):
+    monkeypatch.setitem(GOAL_REWARDS, "first", lambda target, state: (target * state)[..., 0])
+    goals = make_behavior(choose(goal_reward="first"), features=2, deter=2).goals
+    assert goals is not None and goals.reward(torch.tensor([2.0, 9.0]), torch.tensor([3.0, 9.0])) == 6.0
+    with pytest.raises(ConfigError, match="hierarchy.goal_reward = 'nothing' is unknown; choose among max_cosine"):
+        choose(goal_reward="nothing")
+
+
+def test_alone_nobody_has_foreign_goals(world):
+    behavior, latent = over(world), dream_starts(world).detach()
+    one = Latent(*(field[:1] for field in latent.fields))
+    goal = behavior.decide(one, torch.rand(1, behavior.noise))[0]
+    fits = behavior.arrivals(goal, torch.tensor([2]), one, torch.tensor([False]))
+    assert fits.shape == (1, 2) and fits[0].isnan().tolist() == [False, True]
 
 
 class Witness(Recorder):
