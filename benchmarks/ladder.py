@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-Curve = dict[str, list[float]]
+Curve = dict[str, list]
 """Steps, seconds of training and mean returns of all evaluations of one run; goals reached, where there are goals."""
 
 

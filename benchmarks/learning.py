@@ -5,8 +5,8 @@
     python benchmarks/learning.py vecpad3 doorkey --arms a0_reinforce a1_ppo a3_hybrid
 
 An arm is a file of ``configs/ladder`` that changes the task's configuration. Runs that have finished are not repeated,
-others go on from their last checkpoint. Results are in ``benchmarks/results/learning_<task>.{json,png}``, those of arms
-in ``ladder.{json,md,png}``.
+others go on from their last checkpoint, and those of another configuration are refused. Results are in
+``benchmarks/results/learning_<task>.{json,png}``, those of arms in ``ladder.{json,md,png}``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import ladder
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from ladder import Curve, Outcome
 
-from reverie.config import load
+from reverie.config import Config, dump, load, merge, override, read
 from reverie.env import make_vector
 from reverie.run.collect import Scores
 from reverie.run.evaluate import evaluate, restore_agent
@@ -87,23 +88,36 @@ class Run:
     def latest(self) -> Path:
         return self.folder / "checkpoints" / "latest.pt"
 
+    @property
+    def files(self) -> list[Path]:
+        """What it is configured by; the later changes the earlier."""
+        arm = [Path(f"configs/ladder/{self.arm}.json")] if self.arm else []
+        return [Path(f"configs/{self.task.config}.json"), *arm]
+
+    def config(self) -> Config:
+        """The configuration that it should be trained with."""
+        tree = reduce(merge, map(read, self.files))
+        return override(tree, self.task.settings, {"run.seed": self.seed})
+
     def source(self) -> list[str]:
         """The arguments that say what to train: the last checkpoint, or the configuration."""
         if self.latest.exists():
             return ["--checkpoint", str(self.latest)]
-        files = [f"configs/{self.task.config}.json", *([f"configs/ladder/{self.arm}.json"] if self.arm else [])]
-        configs = [argument for file in files for argument in ("--config", file)]
+        configs = [argument for file in self.files for argument in ("--config", str(file))]
         return [*configs, "--seed", str(self.seed), *self.task.settings]
 
 
 def train(run: Run, *, threads: int) -> Curve:
     """Trains one run to its end (or finds it finished); returns its evaluations."""
     folder = run.folder
-    finished = folder / "finished"
+    finished, plan, text = folder / "finished", folder / "plan.json", dump(run.config())
+    if plan.exists() and plan.read_text() != text:
+        raise SystemExit(f"{folder} was trained with another configuration; remove it, or move it away")
     if not finished.exists():
         settings = [f"run.directory={RUNS}", f"run.name={folder.name}", f"run.threads={threads}", "run.video=false",
                     "logger.tensorboard=false", f"run.checkpoint_dir={folder}/newest"]  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
+        plan.write_text(text)
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with (folder / "console.log").open("a") as console:
             command = [sys.executable, "run_dreamer.py", *run.source(), *settings, "--log-level", "WARNING"]
@@ -113,12 +127,12 @@ def train(run: Run, *, threads: int) -> Curve:
 
 
 def curve(path: Path) -> Curve:
-    """All evaluations in a metrics file; how often goals were reached too, where a manager sets some."""
+    """All evaluations in a metrics file; how often goals were reached too, None where none had its time."""
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if "evaluation/return" in row]
     columns = {"step": "step", "seconds": "run/seconds", "return": "evaluation/return"}
     columns |= {name: f"evaluation/{name}" for name in ("goal_reach", "goal_reach_shuffled")}
-    return {name: [row[key] for row in rows] for name, key in columns.items() if key in rows[0]}
+    return {name: [row.get(key) for row in rows] for name, key in columns.items() if any(key in row for row in rows)}
 
 
 def judge(points: Curve, goal: float) -> dict[str, float | None]:
