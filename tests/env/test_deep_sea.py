@@ -54,6 +54,14 @@ def test_the_best_return_is_99_hundredths(depth):
     assert total == pytest.approx(0.99) and cells == [(row, row) for row in range(1, env.depth)]
 
 
+@pytest.mark.parametrize("depth", [2, 5, 8])
+def test_chance_finds_the_treasure_once_in_two_to_the_depth(depth):
+    env = DeepSea(depth, 42)
+    returns = np.array([dive(env, actions)[0] for actions in itertools.product((0, 1), repeat=depth)])
+    assert (returns > 0.5).sum() == 1
+    assert returns.mean() == pytest.approx(0.5**depth - 0.005)  # a random policy's return: half of the moves cost
+
+
 def test_one_wrong_move_costs_the_treasure():
     env = create("8")
     returns = {actions: dive(env, actions)[0] for actions in itertools.product((0, 1), repeat=8)}

@@ -138,9 +138,12 @@ def test_the_observation_holds_all_that_the_future_depends_on(unchecked):
     assert seen > 10_000 and any(result[-1] for result in after.values())
 
 
-def test_chance_succeeds_as_often_as_the_rules_say(unchecked):
-    """On average every 819.4 steps: exact, from the Markov chain over cells and histories with these episodes."""
-    env, steps = create("vec-3", length=2000), 60_000
+@pytest.mark.parametrize(
+    ("task", "length", "steps", "every"), [("vec-3", 2000, 60_000, 819.4), ("vec-4", 1000, 400_000, 20_800)]
+)
+def test_chance_succeeds_as_often_as_the_rules_say(unchecked, task, length, steps, every):
+    """Steps per success are exact, from the Markov chain over cells and histories with these episodes."""
+    env = create(task, length=length)
     env.reset(seed=0)
     successes = 0.0
     for action in random.Random(0).choices(range(5), k=steps):
@@ -148,7 +151,7 @@ def test_chance_succeeds_as_often_as_the_rules_say(unchecked):
         successes += reward
         if truncated:
             env.reset()
-    expected = steps / 819.4
+    expected = steps / every
     assert abs(successes - expected) < 4 * math.sqrt(expected)
 
 
