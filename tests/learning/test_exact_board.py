@@ -141,7 +141,7 @@ def practise(behavior: Flat) -> int:
 
 
 @pytest.mark.learning
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("enabled", [False, True], ids=["flat", "hierarchy"])
 def test_pads_are_found_in_order(monkeypatch, enabled):
     monkeypatch.setattr(scan, "serves", lambda *arguments: False)  # the world is no recurrent network
@@ -149,4 +149,4 @@ def test_pads_are_found_in_order(monkeypatch, enabled):
     options = BehaviorOptions(horizon=100, slow_rate=0.1, epochs=1, entropy=0.01, return_floor=0.05)
     hierarchy = HierarchyOptions(enabled=enabled, goal_nats=8, goal_mix=0.25, goal_warmup=100)
     behavior = build(options, hierarchy, MOVES, features=72, deter=72, units=64, bins=63)
-    assert practise(behavior) > 100
+    assert practise(behavior) > 300  # about 410 are possible
