@@ -67,4 +67,4 @@ class Interruption:
         if self.wished():
             os._exit(128 + number)
         self.signal = number
-        log.info("stopping after this update; a second signal stops at once, and saves nothing")
+        log.info("stopping; a second signal stops at once")

@@ -27,7 +27,7 @@ def describe(path: Path) -> Iterator[str]:
     yield from (f"    {name:<24}{count:>12,}" for name, count in count_parameters(state["model_state"]).items())
     if config.hierarchy.enabled:
         yield "  goals in force, one code per environment:"
-        groups = 1 if config.hierarchy.goals == "skill" else GROUPS
+        groups = GROUPS if config.hierarchy.goals == "autoencoder" else 1
         yield from (f"    {code}" for code in goal_codes(state["collector"]["goal"][0], groups))
     yield f"  keys: {' '.join(sorted(state))}"
 

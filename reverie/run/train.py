@@ -19,7 +19,8 @@ from reverie import compilation, native
 from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.config import Config
-from reverie.env import make_vector, with_mode
+from reverie.env import make, make_vector, with_mode
+from reverie.env.worker import summary
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
 from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
@@ -114,6 +115,7 @@ class DreamerV3Trainer:
             Path(config.run.directory) / (chosen or _fresh_name(config)),
             Path(state["directory"]) / "replay",
         )
+        make(config.env).close()  # before the folder is: a wrong name leaves nothing behind
         log.info("%s is not the end of its run: going on in a new one, %s", path, fresh)
         if replay.is_dir():
             SequenceReplayBuffer.fork(replay, fresh / "replay")
@@ -140,7 +142,10 @@ class DreamerV3Trainer:
         evaluations, saves = Every(run.evaluate_every), Every(run.checkpoint_every)
         self._introduce()
         reached = False
+        evaluated = self.history[-1]["step"] if self.history else 0
         with self.interruption, self.progress:
+            if evaluations(int(evaluated), self.step):  # one that was interrupted
+                reached = self._evaluate()
             while self.step < run.steps and not reached and not self.interruption.wished():
                 before = self.step
                 self.advance()
@@ -224,7 +229,7 @@ class DreamerV3Trainer:
             try:
                 self._film(result)
             except Exception as error:  # whatever the video library raises, training goes on
-                log.warning("no video of step %d: %s: %s", self.step, type(error).__name__, error)
+                log.warning("no video of step %d: %s", self.step, summary(error))
         return run.target_return is not None and result.mean >= run.target_return
 
     def _film(self, result: Evaluation) -> None:

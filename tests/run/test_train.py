@@ -245,6 +245,9 @@ def test_a_signal_during_an_evaluation_saves_and_stops(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "evaluate", interrupt)
     assert trainer.train() == 130
     assert final_state(tmp_path)["global_step"] == 40 and final_state(tmp_path)["best_return"] is None
+    monkeypatch.undo()
+    assert DreamerV3Trainer.resume(trainer.checkpoints.latest, ["run.steps=40"]).train() == 0
+    assert [row["step"] for row in final_state(tmp_path)["metrics_history"]] == [40]
 
 
 def test_a_film_that_fails_ends_nothing(tmp_path, monkeypatch, caplog):
