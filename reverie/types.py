@@ -284,8 +284,16 @@ class Rollout:
     """The stream's discount times the probability that the point which the edge leads to goes on."""
     weight: Float[Tensor, "R L"]
     """How likely the edge is to be reached at all."""
+    own: Bool[Tensor, "R"] | None = None
+    """Whether the level chose the actions itself, if not everywhere: what was given to it sets no scale."""
     after: Float[Tensor, "N I"] | None = None
     """Inputs at the end of each dream, of which R/N rollouts are successive pieces; for streams that are not split.
 
     Left out where they are the last of ``inputs``.
     """
+
+    @property
+    def counted(self) -> Bool[Tensor, "R L"]:
+        """``own``, for every edge."""
+        own = self.weight.new_ones(len(self.weight), dtype=torch.bool) if self.own is None else self.own
+        return own[:, None].expand_as(self.weight)

@@ -168,10 +168,10 @@ class ActorCritic(nn.Module):
         """Lambda-returns of every stream, and one advantage. Updates the scales.
 
         Advantages of a stream count by its weight, over the spread of its recent returns (DreamerV3, eq. 7). Where
-        there are several, the sum is brought to unit deviation on average (Hafner et al. 2022). Edges of weight zero,
-        which nobody chose, take no part in any scale.
+        there are several, the sum is brought to unit deviation on average (Hafner et al. 2022). Rollouts that are not
+        the level's own take no part in any scale.
         """
-        value, counted = self.value(rollout.inputs), rollout.weight > 0
+        value, counted = self.value(rollout.inputs), rollout.counted
         returns = self._returns(rollout, value)
         error, rate = returns - value[:, :-1], torch.where(self.started > 0, self.options.return_rate, 1.0)
         scale = self._scale(returns, counted, rate)
@@ -179,10 +179,13 @@ class ActorCritic(nn.Module):
         if len(self.streams) > 1:
             self.spread.lerp_(torch.where(counted.any(), variance(advantage, counted).sqrt(), self.spread), rate)
             advantage = advantage / self.spread.clamp(min=1e-8)
-        self.started.fill_(1.0)
+        self.started.copy_(torch.where(counted.any(), 1.0, self.started))
         spread = [variance(returns[..., i], counted) for i in range(len(self.streams))]
-        metrics = {"advantage_std": advantage.std(), "advantage_mean": advantage.mean()}
-        metrics["advantage_max"] = advantage.abs().max()
+        metrics = {
+            "advantage_std": variance(advantage, counted).sqrt(),
+            "advantage_mean": mean(advantage, counted),
+            "advantage_max": torch.where(counted, advantage.abs(), 0.0).max(),
+        }
         for i, name in enumerate(self.streams):
             suffix = "" if name == TASK else f"_{name}"
             metrics |= {
@@ -260,11 +263,15 @@ class ActorCritic(nn.Module):
         return {f"{self.name}/entropy_share": share, f"{self.name}/entropy_weight": self.entropy_weight.clone()}
 
 
+def mean(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """Of the values that count; zero where there is none."""
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+
+
 def variance(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
     """Of the values that count: unbiased, and zero where there are fewer than two."""
-    count = counted.sum()
-    mean = torch.where(counted, values, 0.0).sum() / count.clamp(min=1)
-    return torch.where(counted, (values - mean).square(), 0.0).sum() / (count - 1).clamp(min=1)
+    deviation = torch.where(counted, values - mean(values, counted), 0.0)
+    return deviation.square().sum() / (counted.sum() - 1).clamp(min=1)
 
 
 TASK = "extrinsic"

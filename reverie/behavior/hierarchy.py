@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream, mean
 from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, GoalSpace, SkillGoals, perplexity
 from reverie.nets.distributions import ActionDistribution
 from reverie.types import ActionSpec, ConfigError, Dream, Goal, Latent, Metrics, Options, Rollout
@@ -257,10 +257,11 @@ class Hierarchy(Flat):
         period, target = self.options.period, dream.goal.target[:, :-1]
         start, end = dream.latent.deter[:, :-1:period], dream.latent.deter[:, period::period]
         fit, foreign = self.goals.fit(target, end), self.goals.fit(others(target), end)
+        switch = dream.goal.target.diff(dim=1).norm(dim=-1)
         usage = self.goals.choice.split(dream.choice).softmax(-1).flatten(0, -3).mean(0)
         return {
             "manager/perplexity": perplexity(usage),
-            "manager/switch": dream.goal.target.diff(dim=1).norm(dim=-1).mean(),
+            "manager/switch": mean(switch, dream.own[:, None].expand_as(switch)),
             "goals/fit_at_start": self.goals.fit(target, start).mean(),
             "goals/fit_at_end": fit.mean(),
             "goals/reach": (fit >= REACHED).float().mean(),

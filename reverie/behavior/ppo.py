@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.behavior.actor_critic import ActorCritic, Judgement, ReplayValue
+from reverie.behavior.actor_critic import ActorCritic, Judgement, ReplayValue, mean
 from reverie.optim import Optimizer
 from reverie.types import Metrics, Rollout
 
@@ -67,6 +67,7 @@ def improve(
     old_policy, old_logprob = rollout.policy.flatten(0, 1), rollout.logprob.flatten()
     weight, advantage = rollout.weight.flatten(), judgement.advantage.flatten()
     returns, slow_value = judgement.returns.flatten(0, 1), judgement.slow_value.flatten(0, 1)
+    own = rollout.counted.flatten()
 
     ready = torch.as_tensor(ready, device=weight.device)
     willing = going = ready & (not frozen)
@@ -94,7 +95,7 @@ def improve(
                     f"{level.name}/value_loss": value_losses["value"].detach().mean(),
                     f"{level.name}/entropy": entropy.detach().mean(),
                     f"{level.name}/kl": kl,
-                    f"{level.name}/kl_estimate": kl_estimate(log_ratio).mean(),
+                    f"{level.name}/kl_estimate": mean(kl_estimate(log_ratio), own[index]),
                     f"{level.name}/kl_stopped": (willing & ~going).float(),
                     f"{level.name}/clip_fraction": (changes > options.clip).float().mean(),
                     f"{level.name}/ratio_error": changes.max(),

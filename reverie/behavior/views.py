@@ -97,6 +97,7 @@ def _decisions(dream: Dream, features: Tensor, reward: Tensor, discounts: Tensor
         reward=reward,
         discount=discounts,
         weight=reached(dream, discount)[:, ::length] * dream.own[:, None],
+        own=dream.own,
     )
 
 

@@ -216,6 +216,20 @@ def test_dreams_whose_goals_were_given_set_no_scale_of_the_manager(world):
     assert level.return_high < 5 and judgement.returns.max() > 100
 
 
+def test_replayed_values_are_not_bootstrapped_from_dreams_of_given_goals(monkeypatch):
+    agent = make_agent(behavior=PASSES, hierarchy=choose(goal_mix=0.5), optimizer=CONSTANT)
+    shake(agent)
+    seen, manager = {}, agent.behavior.levels[0]
+    judge, replay = manager.judge, manager.replay_value
+    monkeypatch.setattr(manager, "judge", lambda rollout: seen.setdefault("judged", (rollout.own, judge(rollout)))[1])
+    monkeypatch.setattr(manager, "replay_value", lambda *given: (seen.update(returns=given[2]), replay(*given))[1])
+    agent.learn(make_batch(agent.world))
+    own, judged = seen["judged"]
+    assert own.any() and not own.all()
+    close(seen["returns"][own], judged.returns[own, 0, 0])
+    close(seen["returns"][~own], judged.slow_value[~own, 0, 0])
+
+
 def test_other_goal_rewards_can_be_registered(monkeypatch):
     monkeypatch.setitem(GOAL_REWARDS, "first", lambda target, state: (target * state)[..., 0])
     goals = make_behavior(choose(goal_reward="first"), features=2, deter=2).goals
