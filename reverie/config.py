@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from reverie.agent import AgentOptions
 from reverie.behavior.actor_critic import BehaviorOptions
@@ -54,6 +55,12 @@ FLAT = {
 """Other names that users may write, and the keys that they stand for."""
 
 
+def _known_device(name: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", name):
+        raise ValueError("choose auto, cpu, cuda or cuda:<number>")
+    return name
+
+
 class RunOptions(Options):
     """How long to train, on what, and how often to look and to save."""
 
@@ -65,7 +72,7 @@ class RunOptions(Options):
     """Environment steps to train for, all environments together; an action that is repeated counts once."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides every random number of the run."""
-    device: str = "auto"
+    device: Annotated[str, AfterValidator(_known_device)] = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<number>`."""
     threads: int = Field(default=0, ge=0, le=1024)
     """CPU threads of torch; 0 leaves the choice to torch."""
@@ -274,7 +281,7 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
         sections = {key.rpartition(".")[0] for key in known}
         likely = [key for key in known if (key in sections) == isinstance(value, Mapping)]
         names = {alias: key for key in likely for alias in (key, key.rpartition(".")[2])}
-        names |= {short: short for short in FLAT}
+        names |= {} if isinstance(value, Mapping) else {short: short for short in FLAT}
         message = f"unknown key; did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"
     for opening in ("Input ", "String ", "Value error, "):
         message = message.removeprefix(opening)
