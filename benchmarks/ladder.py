@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-Curve = dict[str, list]
+Curve = dict[str, list[Any]]
 """Steps, seconds of training and mean returns of all evaluations of one run; goals reached, where there are goals."""
 
 

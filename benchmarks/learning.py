@@ -89,6 +89,11 @@ class Run:
         return self.folder / "checkpoints" / "latest.pt"
 
     @property
+    def plan(self) -> Path:
+        """The configuration that the folder was begun with."""
+        return self.folder / "plan.json"
+
+    @property
     def files(self) -> list[Path]:
         """What it is configured by; the later changes the earlier."""
         arm = [Path(f"configs/ladder/{self.arm}.json")] if self.arm else []
@@ -110,20 +115,24 @@ class Run:
 def train(run: Run, *, threads: int) -> Curve:
     """Trains one run to its end (or finds it finished); returns its evaluations."""
     folder = run.folder
-    finished, plan, text = folder / "finished", folder / "plan.json", dump(run.config())
-    if plan.exists() and plan.read_text() != text:
-        raise SystemExit(f"{folder} was trained with another configuration; remove it, or move it away")
+    finished = folder / "finished"
     if not finished.exists():
         settings = [f"run.directory={RUNS}", f"run.name={folder.name}", f"run.threads={threads}", "run.video=false",
                     "logger.tensorboard=false", f"run.checkpoint_dir={folder}/newest"]  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)
-        plan.write_text(text)
+        run.plan.write_text(dump(run.config()))
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with (folder / "console.log").open("a") as console:
             command = [sys.executable, "run_dreamer.py", *run.source(), *settings, "--log-level", "WARNING"]
             subprocess.run(command, check=True, stdout=console, stderr=console, env=environment)
         finished.touch()
     return curve(folder / "metrics.jsonl")
+
+
+def check(run: Run) -> None:
+    """Ends the program where the run's folder holds another one."""
+    if run.folder.exists() and not (run.plan.exists() and run.plan.read_text() == dump(run.config())):
+        raise SystemExit(f"{run.folder} was trained with another configuration; remove it, or move it away")
 
 
 def curve(path: Path) -> Curve:
@@ -271,6 +280,8 @@ def main() -> None:
         for seed in range(options.seeds or every[name].seeds)
         for arm in options.arms or [None]
     ]
+    for run in runs:
+        check(run)
     with ThreadPoolExecutor(options.parallel) as pool:
         jobs = {run: pool.submit(train, run, threads=options.threads) for run in runs}
         if options.arms:

@@ -55,6 +55,19 @@ def test_interval_holds_the_mean_and_is_a_point_where_seeds_agree(ladder: Module
     assert 0.5 < low < middle == 3.5 < high < 6.5
 
 
+def test_a_folder_of_another_configuration_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    learning = importlib.import_module("learning")
+    monkeypatch.setattr(learning, "RUNS", tmp_path)
+    run = learning.Run("vecpad3", 0, "a1_ppo")
+    learning.check(run)
+    run.folder.mkdir()
+    with pytest.raises(SystemExit, match="another configuration"):
+        learning.check(run)
+    run.plan.write_text(learning.dump(run.config()))
+    learning.check(run)
+
+
 def test_outcome_of_a_run_is_its_area_and_its_last_tenth(ladder: ModuleType) -> None:
     run = outcome(ladder, "arm", 0, [3.0] * 18 + [5.0, 7.0])
     assert run.final == pytest.approx(5.0)  # of the evaluations at 180, 190 and 200
