@@ -83,7 +83,7 @@ def test_a_worker_learns_the_way_to_every_goal_of_a_grid():
         logprob = worker.distribution.logprob(policy, action)
         return replace(made, reward={"goal": reward}, action=action, policy=policy, logprob=logprob)
 
-    train(worker, dream, views.worker, updates=100)
+    train(worker, dream, views.worker, updates=70)
     made = dream()
     arrived, wanted = made.latent.deter[:, 8::8], made.goal.target[:, :-1]
     assert (arrived * wanted).sum(-1).mean() > 0.9

@@ -26,7 +26,7 @@ from reverie.types import Batch, Carry, ReverieError, Step, StoredDataError
 from tests.counting import create_counting
 
 TINY = {
-    "run": {"steps": 160, "ratio": 0.125, "evaluate_every": 0, "checkpoint_every": 10_000, "log_every": 40, "seed": 3},
+    "run": {"steps": 160, "ratio": 0.0625, "evaluate_every": 0, "checkpoint_every": 10_000, "log_every": 40, "seed": 3},
     "env": {"name": "CartPole-v1", "envs": 2},
     "replay": {"batch_size": 4, "length": 8, "capacity": 2000, "chunk": 32},
     "world": {"deter": 16, "hidden": 8, "stoch": 4, "classes": 4, "units": 16, "bins": 15, "blocks": 2},
