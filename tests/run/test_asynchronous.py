@@ -22,7 +22,7 @@ from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
 from reverie.run.train import DreamerV3Trainer
 from reverie.types import EnvironmentFailure
 from tests.counting import create_counting
-from tests.run.test_train import CountingAgent, final_state, make_config
+from tests.run.test_train import TINY, CountingAgent, final_state, make_config
 
 SHOWN = ("obs/count", "obs/episode", "reward", "first", "last", "terminal")
 
@@ -85,7 +85,7 @@ def test_nobody_acts_while_the_first_update_is_compiled(tmp_path, monkeypatch):
 def test_no_row_is_lost_or_doubled_by_a_resume(tmp_path, lock_step, then, caplog):
     make(tmp_path, run={"steps": 99}).train()
     middle = final_state(tmp_path)
-    assert middle["global_step"] == 99 and len(middle["collector"]["ahead"]) == sufficient_lead(0.125, 3)
+    assert middle["global_step"] == 99 and len(middle["collector"]["ahead"]) == sufficient_lead(TINY["run"]["ratio"], 3)
     latest = tmp_path / "run" / "checkpoints" / "latest.pt"
     parts = DreamerV3Trainer.resume(latest, ["run.steps=160", f"run.async={then}"])
     assert ("not bit-exact: collection is asynchronous" in caplog.text) == (then == "true")
