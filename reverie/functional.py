@@ -171,3 +171,17 @@ def replay_return(
     A truncated episode (``last`` without ``terminal``) continues into its bootstrap, a terminal one ends.
     """
     return lambda_return(reward[:, 1:], discount * (~terminal[:, 1:]).float(), bootstrap, mix * (~last[:, 1:]).float())
+
+
+# --- Statistics of the values that count -----------------------------------------------------------------------
+
+
+def masked_mean(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """The mean of the values that count; zero where there is none."""
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def masked_variance(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    """The unbiased variance of the values that count; zero where there are fewer than two."""
+    deviation = torch.where(counted, values - masked_mean(values, counted), 0.0)
+    return deviation.square().sum() / (counted.sum() - 1).clamp(min=1)

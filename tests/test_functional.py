@@ -9,6 +9,8 @@ from reverie.functional import (
     balanced_kl,
     categorical_kl,
     lambda_return,
+    masked_mean,
+    masked_variance,
     max_cosine,
     mixed_log_probs,
     mixed_probs,
@@ -292,3 +294,11 @@ def test_replay_return_ends_at_a_terminal_and_bootstraps_at_a_truncation(termina
     last = torch.tensor([[False, False, True, False]])
     returns = replay_return(row(0, 1, 2, 0), last & terminal, last, row(5, 6, 7, 8), 1 - 1 / 333, 0.95)
     close(returns[0], expected)
+
+
+def test_statistics_leave_out_what_does_not_count():
+    values, counted = torch.tensor([1.0, 100.0, 2.0, 6.0]), torch.tensor([True, False, True, True])
+    close(masked_mean(values, counted), 3.0)
+    close(masked_variance(values, counted), 7.0)
+    none, one = torch.zeros(4, dtype=torch.bool), torch.arange(4) == 1
+    assert masked_mean(values, none) == masked_variance(values, none) == masked_variance(values, one) == 0.0

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
-from reverie.functional import lambda_return, replay_return, steer, two_hot_bins
+from reverie.functional import lambda_return, masked_mean, masked_variance, replay_return, steer, two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
@@ -177,13 +177,13 @@ class ActorCritic(nn.Module):
         scale = self._scale(returns, counted, rate)
         advantage = (error / scale * torch.tensor([entry.weight for entry in self.streams.values()]).to(scale)).sum(-1)
         if len(self.streams) > 1:
-            self.spread.lerp_(torch.where(counted.any(), variance(advantage, counted).sqrt(), self.spread), rate)
+            self.spread.lerp_(torch.where(counted.any(), masked_variance(advantage, counted).sqrt(), self.spread), rate)
             advantage = advantage / self.spread.clamp(min=1e-8)
         self.started.copy_(torch.where(counted.any(), 1.0, self.started))
-        spread = [variance(returns[..., i], counted) for i in range(len(self.streams))]
+        spread = [masked_variance(returns[..., i], counted) for i in range(len(self.streams))]
         metrics = {
-            "advantage_std": variance(advantage, counted).sqrt(),
-            "advantage_mean": mean(advantage, counted),
+            "advantage_std": masked_variance(advantage, counted).sqrt(),
+            "advantage_mean": masked_mean(advantage, counted),
             "advantage_max": torch.where(counted, advantage.abs(), 0.0).max(),
         }
         for i, name in enumerate(self.streams):
@@ -193,7 +193,8 @@ class ActorCritic(nn.Module):
                 f"value{suffix}": value[..., i].mean(),
                 f"return_scale{suffix}": scale[i],
                 f"return_std{suffix}": spread[i].sqrt(),
-                f"explained_variance{suffix}": 1.0 - variance(error[..., i], counted) / spread[i].clamp(min=1e-8),
+                f"explained_variance{suffix}": 1.0
+                - masked_variance(error[..., i], counted) / spread[i].clamp(min=1e-8),
                 f"dream_reward{suffix}": rollout.reward[..., i].mean(),
             }
         metrics = {f"{self.name}/{name}": value for name, value in metrics.items()}
@@ -261,17 +262,6 @@ class ActorCritic(nn.Module):
         ready = torch.as_tensor(ready, device=steered.device)
         self.entropy_weight.copy_(torch.where(ready, steered, self.entropy_weight))
         return {f"{self.name}/entropy_share": share, f"{self.name}/entropy_weight": self.entropy_weight.clone()}
-
-
-def mean(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """Of the values that count; zero where there is none."""
-    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
-
-
-def variance(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """Of the values that count: unbiased, and zero where there are fewer than two."""
-    deviation = torch.where(counted, values - mean(values, counted), 0.0)
-    return deviation.square().sum() / (counted.sum() - 1).clamp(min=1)
 
 
 TASK = "extrinsic"

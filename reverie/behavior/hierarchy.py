@@ -16,8 +16,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream, mean
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
 from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, GoalSpace, SkillGoals, perplexity
+from reverie.functional import masked_mean
 from reverie.nets.distributions import ActionDistribution
 from reverie.types import ActionSpec, ConfigError, Dream, Goal, Latent, Metrics, Options, Rollout
 
@@ -261,7 +262,7 @@ class Hierarchy(Flat):
         usage = self.goals.choice.split(dream.choice).softmax(-1).flatten(0, -3).mean(0)
         return {
             "manager/perplexity": perplexity(usage),
-            "manager/switch": mean(switch, dream.own[:, None].expand_as(switch)),
+            "manager/switch": masked_mean(switch, dream.own[:, None].expand_as(switch)),
             "goals/fit_at_start": self.goals.fit(target, start).mean(),
             "goals/fit_at_end": fit.mean(),
             "goals/reach": (fit >= REACHED).float().mean(),

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.behavior.actor_critic import ActorCritic, Judgement, ReplayValue, mean
+from reverie.behavior.actor_critic import ActorCritic, Judgement, ReplayValue
+from reverie.functional import masked_mean
 from reverie.optim import Optimizer
 from reverie.types import Metrics, Rollout
 
@@ -95,7 +96,7 @@ def improve(
                     f"{level.name}/value_loss": value_losses["value"].detach().mean(),
                     f"{level.name}/entropy": entropy.detach().mean(),
                     f"{level.name}/kl": kl,
-                    f"{level.name}/kl_estimate": mean(kl_estimate(log_ratio), own[index]),
+                    f"{level.name}/kl_estimate": masked_mean(kl_estimate(log_ratio), own[index]),
                     f"{level.name}/kl_stopped": (willing & ~going).float(),
                     f"{level.name}/clip_fraction": (changes > options.clip).float().mean(),
                     f"{level.name}/ratio_error": changes.max(),
