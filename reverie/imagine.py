@@ -82,7 +82,7 @@ def imagine(
         policy=policy,
         logprob=distribution.logprob(policy, action),
         continues=world.continues(features),
-        reward={"extrinsic": world.reward(features[:, 1:])},
+        reward={"extrinsic": world.reward(features)[:, 1:]},
         goal=goal,
         choice=choice,
         choice_logprob=behavior.logprob(choice, goal.code[:, :-1]),

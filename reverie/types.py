@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,9 @@ class Latent:
     def fields(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.deter, self.stoch, self.logits
 
-    @property
+    @cached_property
     def features(self) -> Float[Tensor, "*batch F"]:
+        """What all heads see; made at the first use."""
         return torch.cat([self.deter, self.stoch.flatten(-2)], -1)
 
     def detach(self) -> Latent:

@@ -89,11 +89,6 @@ class ReplayValue:
     slow_value: Float[Tensor, "*batch"]
     weight: Float[Tensor, "*batch"]
 
-    def pick(self, index: Tensor | slice) -> ReplayValue:
-        """Some rows of all steps in a line, without gradient."""
-        fields = self.inputs.detach().flatten(0, -2), self.target, self.slow_value, self.weight
-        return ReplayValue(fields[0][index], *(field.flatten()[index] for field in fields[1:]))
-
 
 class ActorCritic(nn.Module):
     """``inputs`` [..., I] are latent features, and for a worker its goal.
@@ -198,7 +193,7 @@ class ActorCritic(nn.Module):
                 f"dream_reward{suffix}": rollout.reward[..., i].mean(),
             }
         metrics = {f"{self.name}/{name}": value for name, value in metrics.items()}
-        return Judgement(returns, advantage, self.slow_value(rollout.inputs[:, :-1]), metrics)
+        return Judgement(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], metrics)
 
     def _returns(self, rollout: Rollout, value: Float[Tensor, "R points Q"]) -> Float[Tensor, "R L Q"]:
         """A stream that is split ends with its rollout, any other goes through all pieces of a dream."""
@@ -239,9 +234,10 @@ class ActorCritic(nn.Module):
             self.discount,
             self.options.mix,
         )
+        inputs = inputs[:, :-1]
         with torch.no_grad():
-            slow_value = self.slow_value(inputs[:, :-1])[..., 0]
-        return ReplayValue(inputs[:, :-1], target, slow_value, (~last[:, :-1]).float())
+            slow_value = self.slow_value(inputs)[..., 0]
+        return ReplayValue(inputs, target, slow_value, (~last[:, :-1]).float())
 
     def replay_value_loss(self, replay: ReplayValue) -> Float[Tensor, "*batch"]:
         """One number per replayed step."""

@@ -7,6 +7,7 @@ is that of DreamerV3's actor loss: REINFORCE with a baseline, weighted by reacha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import accumulate
 
 import torch
 from jaxtyping import Float
@@ -38,13 +39,18 @@ def kl_estimate(log_ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 
 
 def pieces(counts: tuple[int, ...], parts: int, generator: torch.Generator) -> Iterator[tuple[Tensor | slice, ...]]:
-    """Cuts several ranges into ``parts`` shuffled pieces each, and yields them side by side."""
+    """Cuts several ranges into ``parts`` shuffled pieces each.
+
+    Yields side by side one piece of each, and last the same numbers in all ranges laid end to end.
+    """
     if parts == 1:
-        yield tuple(slice(None) for _ in counts)
+        yield tuple(slice(None) for _ in (*counts, "all"))
         return
     device = generator.device
     shuffled = [torch.randperm(count, generator=generator, device=device).tensor_split(parts) for count in counts]
-    yield from zip(*shuffled, strict=True)
+    begins = [0, *accumulate(counts[:-1])]
+    for cut in zip(*shuffled, strict=True):
+        yield *cut, torch.cat([begin + piece for begin, piece in zip(begins, cut, strict=True)])
 
 
 def improve(
@@ -64,20 +70,19 @@ def improve(
     metric over all minibatches.
     """
     options, distribution = level.options, level.distribution
-    inputs, action = rollout.inputs[:, :-1].flatten(0, 1), rollout.action.flatten(0, 1)
-    old_policy, old_logprob = rollout.policy.flatten(0, 1), rollout.logprob.flatten()
+    inputs, target, slow_value = _lessons(rollout, judgement, replay)
+    action, old_policy = rollout.action.flatten(0, 1), rollout.policy.flatten(0, 1)
+    old_logprob, own = rollout.logprob.flatten(), rollout.counted.flatten()
     weight, advantage = rollout.weight.flatten(), judgement.advantage.flatten()
-    returns, slow_value = judgement.returns.flatten(0, 1), judgement.slow_value.flatten(0, 1)
-    own = rollout.counted.flatten()
 
     ready = torch.as_tensor(ready, device=weight.device)
     willing = going = ready & (not frozen)
     history: list[Metrics] = []
     for _ in range(options.epochs):
         counts = len(weight), 0 if replay is None else replay.weight.numel()
-        for index, replay_index in pieces(counts, options.minibatches, generator):
-            seen = inputs[index]
-            policy = level.policy(seen)
+        for index, replayed, both in pieces(counts, options.minibatches, generator):
+            seen, edges = inputs[both], len(weight[index])
+            policy = level.policy(seen[:edges])
             logprob = distribution.logprob(policy, action[index])
             entropy = distribution.entropy(policy)
             gain = surrogate(logprob, old_logprob[index], advantage[index], options.clip)
@@ -87,8 +92,10 @@ def improve(
                 log_ratio = logprob - old_logprob[index]
                 changes = log_ratio.expm1().abs()
                 going = going & (kl <= 1.5 * options.target_kl)
-            value_losses = _value_losses(level, seen, returns[index], slow_value[index], replay, replay_index)
-            value_losses["value"] = weight[index] * value_losses["value"]
+            judged = level.value_loss(seen, target[both], slow_value[both])
+            value_losses = {"value": weight[index] * judged[:edges].sum(-1)}
+            if replay is not None:
+                value_losses["replay_value"] = replay.weight.flatten()[replayed] * judged[edges:, 0]
 
             history.append(
                 {
@@ -108,22 +115,25 @@ def improve(
     return metrics | {f"{level.name}/ratio_first": history[0][f"{level.name}/ratio_error"]}
 
 
-def _value_losses(
-    level: ActorCritic,
-    seen: Float[Tensor, "n I"],
-    returns: Float[Tensor, "n Q"],
-    slow_value: Float[Tensor, "n Q"],
-    replay: ReplayValue | None,
-    replay_index: Tensor | slice,
-) -> dict[str, Tensor]:
-    """The critic's losses, one number per edge and per replayed step, in one pass over both."""
-    if replay is None:
-        return {"value": level.value_loss(seen, returns, slow_value).sum(-1)}
-    real, streams = replay.pick(replay_index), returns.shape[-1]
-    # Replayed steps know the first stream alone; what the others' heads say about them does not count.
-    target, slow = (field[:, None].expand(-1, streams) for field in (real.target, real.slow_value))
-    judged = level.value_loss(
-        torch.cat([seen, real.inputs]), torch.cat([returns, target]), torch.cat([slow_value, slow])
-    )
-    on_dream, on_replay = judged.split([len(seen), len(real.weight)])
-    return {"value": on_dream.sum(-1), "replay_value": real.weight * on_replay[:, 0]}
+def _lessons(rollout: Rollout, judgement: Judgement, replay: ReplayValue | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What the critic is shown, its targets and the slow critic's opinions: [n, ...] of all edges, then replayed steps.
+
+    Replayed steps know the first stream alone; what the others' heads say about them must not count.
+    """
+    fields = [[rollout.inputs[:, :-1]], [judgement.returns], [judgement.slow_value]]
+    if replay is not None:
+        streams = judgement.returns.shape[-1]
+        fields[0].append(replay.inputs.detach())
+        for field, known in zip(fields[1:], (replay.target, replay.slow_value), strict=True):
+            field.append(known[..., None].expand(*known.shape, streams))
+    inputs, target, slow_value = map(_in_line, fields)
+    return inputs, target, slow_value
+
+
+def _in_line(parts: list[Tensor]) -> Tensor:
+    """Tensors [..., W] as one [n, W], copied once: nothing in an update is larger than the inputs of a dream."""
+    counts = [part.shape[:-1].numel() for part in parts]
+    whole = parts[0].new_empty(sum(counts), parts[0].shape[-1])
+    for place, part in zip(whole.split(counts), parts, strict=True):
+        place.view_as(part).copy_(part)
+    return whole

@@ -186,15 +186,11 @@ def test_with_fewer_starts_only_the_last_rows_are_valued():
         close(getattr(tail, name), getattr(whole, name)[:, 3:])
 
 
-def test_only_the_features_of_a_replay_value_carry_gradient_and_picked_rows_none():
+def test_only_the_features_of_a_replay_value_carry_gradient():
     level, features = make(inputs=5), torch.randn(3, 6, 5, requires_grad=True)
     replay = level.replay_value(features, make_batch(make_world()), torch.randn(18))
     assert replay.inputs.requires_grad
     assert not any(field.requires_grad for field in (replay.target, replay.slow_value, replay.weight))
-    picked = replay.pick(torch.tensor([7, 2]))
-    assert not picked.inputs.requires_grad
-    close(picked.inputs, replay.inputs.flatten(0, 1)[[7, 2]])
-    close(picked.target, replay.target.flatten()[[7, 2]])
 
 
 # --- the slow critic ---

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement, ReplayValue
 from reverie.behavior.ppo import improve, kl_estimate, pieces, surrogate
 from reverie.functional import mixed_log_probs
 from reverie.optim import Optimizer, OptimizerOptions
@@ -123,16 +123,21 @@ def test_an_actor_that_stopped_does_not_start_again():
 def test_every_row_is_visited_once_per_pass(parts):
     generator = torch.Generator().manual_seed(0)
     for count in range(2):
+        cuts = list(pieces((10, 7), parts, generator))
         visited = [
-            torch.cat([torch.arange(size)[index[side]] for index in pieces((10, 7), parts, generator)])
-            for side, size in enumerate((10, 7))
+            torch.cat([torch.arange(size)[index[side]] for index in cuts]) for side, size in enumerate((10, 7, 17))
         ]
-        assert [sorted(rows.tolist()) for rows in visited] == [list(range(10)), list(range(7))], count
+        assert [sorted(rows.tolist()) for rows in visited] == [list(range(size)) for size in (10, 7, 17)], count
+        for left, right, both in cuts:
+            assert torch.arange(17)[both].tolist() == [
+                *torch.arange(10)[left].tolist(),
+                *(10 + torch.arange(7)[right]).tolist(),
+            ]
 
 
 def test_minibatches_are_shuffled_anew_in_every_pass():
     generator = torch.Generator().manual_seed(0)
-    passes = [[index.tolist() for (index,) in pieces((12,), 3, generator)] for _ in range(2)]
+    passes = [[index.tolist() for index, _ in pieces((12,), 3, generator)] for _ in range(2)]
     assert passes[0] != passes[1] and [len(piece) for piece in passes[0]] == [4, 4, 4]
 
 
@@ -150,6 +155,21 @@ def test_all_passes_learn_from_the_same_judgement():
         assert isinstance(total, Tensor)
         close(total, expected.detach())
     close(metrics["policy/ratio_first"], 0.0)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_critic_learns_from_every_replayed_step_and_gives_it_no_gradient(parts):
+    old = [[0.5, 0.5], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]]
+    level = steered(old, epochs=1, minibatches=parts)
+    shake(level.critic)
+    inputs = torch.randn(3, 2, 5, requires_grad=True)
+    replay = ReplayValue(inputs, torch.randn(3, 2), torch.randn(3, 2), torch.tensor([[1.0, 0.0], [0.5, 1.0], [1, 1]]))
+    _, critic, _ = record(level, *one_hot_rollout(old), replay)
+    learned = torch.cat([losses["replay_value"] for losses in critic.losses])
+    expected = level.replay_value_loss(replay).flatten()
+    close(learned.sort().values, expected.sort().values.detach())
+    learned.sum().backward()
+    assert inputs.grad is None
 
 
 def test_learning_raises_the_chance_of_what_was_good_and_moves_the_value_to_the_return():
