@@ -2,9 +2,15 @@
 
 #include "shared.h"
 
+// In lanes, because compilers may not regroup comparisons of numbers that could be NaN.
 static inline float largest_of(const float *x, int width) {
-    float largest = x[0];
-    for (int k = 1; k < width; k++) largest = x[k] > largest ? x[k] : largest;
+    float lanes[LANES], largest = x[0];
+    int k = 0;
+    for (int j = 0; j < LANES; j++) lanes[j] = x[0];
+    for (; k + LANES <= width; k += LANES)
+        for (int j = 0; j < LANES; j++) lanes[j] = x[k + j] > lanes[j] ? x[k + j] : lanes[j];
+    for (; k < width; k++) largest = x[k] > largest ? x[k] : largest;
+    for (int j = 0; j < LANES; j++) largest = lanes[j] > largest ? lanes[j] : largest;
     return largest;
 }
 
