@@ -13,7 +13,7 @@ from reverie import cli, config
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.ko.md"]
-SWEEPS = {"experiment.json"}
+SWEEPS = {"experiment.json", "pinpad_sweep.json"}
 """Files that stand for many configurations; the tests of the sweep expand them."""
 CONFIGS = sorted({path.name for path in (ROOT / "configs").glob("*.json")} - SWEEPS)
 LADDER = sorted(path.name for path in (ROOT / "configs" / "ladder").glob("*.json"))
