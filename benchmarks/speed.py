@@ -35,6 +35,9 @@ RESULTS = Path(__file__).parent / "results"
 SETTINGS = {
     "reverie": (),
     "reverie-tensors": ("run.kernels=off",),
+    "reverie-compiled": ("run.kernels=off", "agent.compile=on"),
+    "reverie-bf16": ("agent.precision=bf16",),
+    "reverie-checkpointed": ("world.gradient_checkpointing=true",),
     "hierarchy": ("hierarchy.enabled=true", "hierarchy.goal_warmup=0"),
 }
 """Reverie's ways to compute, as changes of the configuration; everything is compared with the first."""
@@ -58,11 +61,13 @@ PUBLISHED = ("world.size=1m", "replay.batch_size=16", "replay.length=64")
 MID = (*PUBLISHED, "world.hidden=512", "world.units=512", "world.embed_dim=512", "world.classes=32", "world.layers=2")
 TWO_EPOCHS = "replay.batch_size=64", "agent.horizon=16", "behavior.epochs=2"
 NUMBERS, IMAGE = ObservationSpec((16,), "float32"), ObservationSpec((64, 64, 3), "uint8")
+WAYS = "reverie", "reverie-tensors", "reverie-compiled", "reverie-bf16"
+IMAGERS = "reverie", "reverie-checkpointed", "sheeprl"
 WORKLOADS = {
-    "size1m": Workload("dreamerv3", PUBLISHED, NUMBERS, 5, ("reverie", "reverie-tensors", *PEERS)),
+    "size1m": Workload("dreamerv3", PUBLISHED, NUMBERS, 5, (*WAYS, *PEERS)),
     "mid": Workload("dreamerv3", MID, NUMBERS, 5, ("reverie", "reverie-tensors", *PEERS)),
     # A minute per update of sheeprl. TorchRL's image encoder is another, smaller network.
-    "image": Workload("dreamerv3", (*MID, "world.depth=32"), IMAGE, 5, ("reverie", "sheeprl"), rounds=1),
+    "image": Workload("dreamerv3", (*MID, "world.depth=32"), IMAGE, 5, IMAGERS, rounds=1),
     "cartpole": Workload("default", (), ObservationSpec((4,), "float32"), 2),
     "levels": Workload("default", TWO_EPOCHS, ObservationSpec((4,), "float32"), 2, ("reverie", "hierarchy")),
     "pixels": Workload("pixels", (), IMAGE, 7),

@@ -67,9 +67,16 @@ def two_hot_loss(
 # --- Categorical latents and actions -------------------------------------------------------------------------------
 
 
+def softmax(logits: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
+    """Over the last axis. CPUs take few classes up to ten times faster from the first axis."""
+    if logits.device.type == "cpu" and logits.shape[-1] <= 8:
+        return torch.softmax(logits.movedim(-1, 0), 0).movedim(0, -1)
+    return torch.softmax(logits, -1)
+
+
 def mixed_probs(logits: Float[Tensor, "*batch C"], unimix: float) -> Float[Tensor, "*batch C"]:
     """The softmax, mixed with a share ``unimix`` of the uniform distribution."""
-    return (1.0 - unimix) * torch.softmax(logits, -1) + unimix / logits.shape[-1]
+    return (1.0 - unimix) * softmax(logits) + unimix / logits.shape[-1]
 
 
 def mixed_log_probs(logits: Float[Tensor, "*batch C"], unimix: float) -> Float[Tensor, "*batch C"]:

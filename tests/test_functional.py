@@ -17,6 +17,7 @@ from reverie.functional import (
     one_hot,
     replay_return,
     sample_one_hot,
+    softmax,
     steer,
     straight_through,
     symexp,
@@ -106,6 +107,17 @@ def test_uniform_logits_cost_ln_255_and_predict_exactly_zero():
 
 
 # --- categorical distributions ---
+
+
+@pytest.mark.parametrize("classes", [1, 2, 8, 9, 32])
+def test_softmax_is_over_the_last_axis_however_many_classes_there_are(classes):
+    logits = torch.randn(3, 5, classes, dtype=torch.float64, requires_grad=True)
+    probs = softmax(logits)
+    expected = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    close(probs, expected.detach())
+    weight = torch.randn(3, 5, classes, dtype=torch.float64)
+    slopes = [torch.autograd.grad((value * weight).sum(), logits)[0] for value in (probs, expected)]
+    close(slopes[0], slopes[1])
 
 
 def test_uniform_mixing_keeps_every_class_alive():
