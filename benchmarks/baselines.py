@@ -1,16 +1,25 @@
-"""What a model-free method needs on CartPole-v1: Stable-Baselines3's PPO, tuned and by default, one core, five seeds.
+"""What others need on CartPole-v1: Stable-Baselines3's PPO, tuned and by default, and the DreamerV3 of sheeprl.
 
-    python benchmarks/baselines.py
+    python benchmarks/baselines.py                  # PPO, one core, five seeds each
+    python benchmarks/baselines.py sheeprl          # one seed, two threads, at most 25 minutes
 
-It is installed into an environment of its own in ``.peers``. "Reached" is the first of the evaluations, 100 episodes
-each, with a mean return of at least 475; results are in ``benchmarks/results/baselines.json``, in the format of
-``learning_cartpole.json``.
+They are installed into environments of their own in ``.peers``. "Reached" is the first of PPO's evaluations, 100
+episodes each, with a mean return of at least 475, and the first 20 training episodes of sheeprl with such a mean.
+Results are in ``benchmarks/results/baselines.json``, in the format of ``learning_cartpole.json``.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from statistics import mean
+from typing import Any
 
 from learning import RESULTS, TASKS, judge, machine
 from speed import SCRIPTS, install
@@ -38,17 +47,71 @@ def learn(settings: str, seed: int) -> dict[str, list[float]]:
     return dict(zip(("step", "seconds", "return"), map(list, columns), strict=True))
 
 
+def tell(settings: str, curves: list[dict[str, list[float]]]) -> dict[str, Any]:
+    """Prints a line for each seed; returns what goes into the results."""
+    verdicts = [judge(curve, TASKS["cartpole"].goal) for curve in curves]
+    for seed, verdict in enumerate(verdicts):
+        print(f"{settings} seed {seed}: {verdict}", flush=True)
+    return {"verdicts": verdicts, "curves": curves}
+
+
+def ppo() -> dict[str, Any]:
+    """All seeds of both settings."""
+    return {
+        settings: {"settings": chosen} | tell(f"PPO {settings}", [learn(settings, seed) for seed in range(SEEDS)])
+        for settings, chosen in SETTINGS.items()
+    }
+
+
+SHEEPRL = [
+    *("exp=dreamer_v3_5", "algo=dreamer_v3_5_1M", "env=gym", "env.id=CartPole-v1", "env.capture_video=False"),
+    *("algo.cnn_keys.encoder=[]", "algo.cnn_keys.decoder=[]"),
+    *("algo.mlp_keys.encoder=[vector]", "algo.mlp_keys.decoder=[vector]"),
+    *("metric.log_level=1", "fabric.accelerator=cpu", "num_threads=2"),
+]
+"""Its smallest published network, and its own values for everything else."""
+PATIENCE = 1500
+"""Seconds."""
+EPISODE = re.compile(r"policy_step=(\d+), reward_env_\d+=([-\d.]+)")
+
+
+def sheeprl() -> dict[str, Any]:
+    """One run from its first printed episode on, until 475 is reached or patience has ended."""
+    points: dict[str, list[float]] = {"step": [], "seconds": [], "return": []}
+    returns: deque[float] = deque(maxlen=20)
+    command = [str(install("sheeprl")), "-u", "-W", "ignore", "-m", "sheeprl", *SHEEPRL]
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        assert process.stdout is not None
+        began = None
+        for found in filter(None, map(EPISODE.search, process.stdout)):
+            now = time.monotonic()
+            began = began or now
+            returns.append(float(found[2]))
+            if len(returns) == returns.maxlen:
+                for name, value in zip(points, (int(found[1]), now - began, mean(returns)), strict=True):
+                    points[name].append(value)
+            if now - began > PATIENCE or (points["return"] and points["return"][-1] >= TASKS["cartpole"].goal):
+                break
+        process.kill()
+        process.wait()
+    if not points["step"]:
+        sys.exit(f"{' '.join(command)} printed no episodes")
+    return {"sheeprl": {"settings": SHEEPRL} | tell("sheeprl", [points])}
+
+
+WHO = {"ppo": ppo, "sheeprl": sheeprl}
+
+
 def main() -> None:
-    """Trains all seeds of both settings and writes what came of them."""
-    goal, results = TASKS["cartpole"].goal, {}
-    for settings in SETTINGS:
-        curves = [learn(settings, seed) for seed in range(SEEDS)]
-        verdicts = [judge(curve, goal) for curve in curves]
-        results[settings] = {"settings": SETTINGS[settings], "verdicts": verdicts, "curves": curves}
-        for seed, verdict in enumerate(verdicts):
-            print(f"PPO {settings} seed {seed}: {verdict}", flush=True)
+    """Trains what was asked for, and adds it to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("who", nargs="?", choices=WHO, default="ppo")
+    path = RESULTS / "baselines.json"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "baselines.json").write_text(json.dumps({"machine": machine()} | results, indent=1) + "\n")
+    found = WHO[parser.parse_args().who]()
+    results = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(results | {"machine": machine()} | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":
