@@ -126,8 +126,8 @@ class ActorCritic(nn.Module):
         self.slow_critic = deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
         self.floor = options.return_floor or (1.0 if count == 1 else 0.05)
-        # As published, the scale starts at zero; where a floor below one would let that through, with the first batch.
-        self.register_buffer("started", torch.full((), float(self.floor >= 1.0)))
+        # As published, one stream's scale starts at zero under a floor of one; any other begins with the first batch.
+        self.register_buffer("started", torch.full((), float(count == 1 and self.floor >= 1.0)))
         self.register_buffer("return_low", torch.zeros(count))
         self.register_buffer("return_high", torch.zeros(count))
         self.register_buffer("spread", torch.ones(()))

@@ -137,13 +137,14 @@ def test_streams_count_by_weight_over_their_own_spread(floor, spread, errors, sc
     close(level.judge(two_streams(extrinsic, novelty)).advantage, torch.full((1, 2), advantage))
 
 
-def test_the_scales_of_several_streams_start_with_the_first_batch_and_are_averaged_then():
-    level = make(streams=STREAMS)
+@pytest.mark.parametrize(("floor", "scale"), [(None, 0.9), (1.0, 1.0)])
+def test_the_scales_of_several_streams_start_with_the_first_batch_and_are_averaged_then(floor, scale):
+    level = make(streams=STREAMS, return_floor=floor)
     first = two_streams(torch.arange(101) / 10, torch.arange(101) / 100)
     judgement = level.judge(first)
     close(level.return_low, [0.5, 0.05])
     close(level.return_high, [9.5, 0.95])
-    expected = first.reward[0] @ torch.tensor([1 / 9.0, 0.1 / 0.9])
+    expected = first.reward[0] @ torch.tensor([1 / 9.0, 0.1 / scale])
     close(level.spread, expected.std())
     close(judgement.advantage[0], expected / expected.std())
     level.judge(two_streams(torch.zeros(101), torch.zeros(101)))
