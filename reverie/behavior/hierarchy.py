@@ -8,6 +8,7 @@ manager: its goals are vectors of width zero.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -163,6 +164,7 @@ class Flat(nn.Module):
 class Hierarchy(Flat):
     """A manager over a worker."""
 
+    goals: GoalSpace  # pyright: ignore[reportIncompatibleVariableOverride]
     practice: Tensor
 
     def __init__(self, options: HierarchyOptions, manager: ActorCritic, worker: ActorCritic, goals: GoalSpace):
@@ -193,19 +195,18 @@ class Hierarchy(Flat):
 
     @torch.no_grad()
     def assign(self, start: Latent, generator: torch.Generator) -> tuple[Bool[Tensor, "N"], Goal]:
-        assert self.goals is not None
+        if not self.options.goal_mix:
+            return super().assign(start, generator)
         shape, device = (len(start.deter), self.noise + 1), start.deter.device
         uniform = torch.rand(shape, generator=generator, device=device)
         return uniform[:, 0] >= self.options.goal_mix, self.goals.propose(others(start.deter), uniform[:, 1:])
 
     def nothing(self, latent: Latent) -> Goal:
-        assert self.goals is not None
         empty, shape = latent.deter.new_zeros, latent.deter.shape[:-1]
         return Goal(empty(*shape, self.goals.choice.size), empty(*shape, self.goals.target))
 
     @torch.no_grad()
     def decide(self, latent: Latent, uniform: Float[Tensor, "*batch Z"]) -> tuple[Goal, Float[Tensor, "*batch P"]]:
-        assert self.goals is not None
         choice = self.manager.policy(latent.features)
         return self.goals.decode(self.goals.choice.sample(choice, uniform)), choice
 
@@ -232,18 +233,19 @@ class Hierarchy(Flat):
     def arrivals(
         self, goal: Goal, age: Int[Tensor, "E"], latent: Latent, first: Bool[Tensor, "E"]
     ) -> Float[Tensor, "finished 2"]:
-        assert self.goals is not None
         finished = ~first & (age > 0) & (age % self.options.period == 0)
         foreign = goal.target.roll(1, 0) if len(age) > 1 else torch.full_like(goal.target, torch.nan)
         return torch.stack([self.goals.fit(target, latent.deter) for target in (goal.target, foreign)], -1)[finished]
 
     @torch.no_grad()
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
-        assert self.goals is not None
         arrived = dream.latent.deter[:, 1:]
         return {"goal": self.goals.reward(dream.target[:, :-1], arrived), "novelty": self.goals.novelty(arrived)}
 
     def views(self, dream: Dream) -> list[Rollout]:
+        # Discounts differ from level to level and from stream to stream, so that only a probability may be left of what
+        # the continue head says, which as published includes the discount and may exceed it.
+        dream = replace(dream, continues=dream.continues.clamp(max=1.0))
         discount = self.manager.discount
         planned = views.TIMES[self.options.time](dream, self.manager.streams, discount)
         return [planned, views.worker(dream, self.worker.streams, discount)]
@@ -254,7 +256,6 @@ class Hierarchy(Flat):
 
         Beside it, how many classes of each group the manager uses, and how far its goals are from the ones before.
         """
-        assert self.goals is not None
         period, target = self.options.period, dream.goal.target[:, :-1]
         start, end = dream.latent.deter[:, :-1:period], dream.latent.deter[:, period::period]
         fit, foreign = self.goals.fit(target, end), self.goals.fit(others(target), end)

@@ -39,7 +39,7 @@ def worker(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Roll
     def cut(edges: Tensor) -> Tensor:
         return edges.unflatten(1, (pieces, length)).flatten(0, 1)
 
-    # Points 0..K of each piece: [N, F, M, K+1] -> [N M, K+1, F].
+    # Points 0..K of each piece: [N, M, F, K+1] -> [N M, K+1, F].
     points = features.unfold(1, length + 1, length).movedim(2, -1).flatten(0, 1) if pieces > 1 else features
     target = dream.goal.target[:, :-1].flatten(0, 1)[:, None].expand(-1, length + 1, -1)
     edges = [cut(onward(dream, stream.discount)[:, 1:]) for stream in streams.values()]
@@ -77,7 +77,7 @@ def director(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Ro
     features, count = dream.latent.features, dream.choice.shape[1]
     length = dream.action.shape[1] // count
     alive = dream.continues[:, :-1].unflatten(1, (count, length)).cumprod(-1)
-    through = dream.continues[:, 1:].unflatten(1, (count, length)).prod(-1).clamp(max=1.0)
+    through = dream.continues[:, 1:].unflatten(1, (count, length)).prod(-1)
     rewards = [(alive * dream.reward[name].unflatten(1, (count, length))).mean(-1) for name in streams]
     discounts = [DIRECTOR_DISCOUNT * through for _ in streams]
     return _decisions(dream, features, torch.stack(rewards, -1), torch.stack(discounts, -1), discount)

@@ -97,6 +97,18 @@ def test_a_goal_pays_for_the_state_that_was_reached_while_it_was_in_force():
     close(behavior.rewards(planned_dream(states, goals, {}))["goal"], [[0.0, 0.5, 0.0, 1.0]])
 
 
+def test_no_level_expects_more_than_certainty_to_go_on():
+    states, goals = torch.randn(1, 5, 2), torch.randn(1, 3, 2)
+    behavior, alive = make_behavior(features=2, deter=2), torch.tensor([[0.902711, 1.01, 1.01, 1.01, 0.902711]])
+    rewards = dict.fromkeys(("extrinsic", "goal", "novelty"), torch.zeros(1, 4))
+    planned, played = behavior.views(planned_dream(states, goals, rewards, alive))
+    for level, rollout, steps in ((behavior.levels[0], planned, 2), (behavior.levels[1], played, 1)):
+        discounts = torch.tensor([stream.discount for stream in level.streams.values()])
+        close(rollout.discount[0, 0], discounts**steps)
+        close(rollout.discount[-1, -1], discounts**steps * 0.902711)
+    close(played.weight.flatten(), 0.902711 * behavior.levels[0].discount ** torch.arange(1, 5))
+
+
 def test_given_goals_are_states_of_another_sequence_and_hold_for_the_whole_dream(world, monkeypatch):
     behavior, start, seen = over(world, goal_mix=1.0), dream_starts(world), []
     propose = behavior.goals.propose

@@ -58,6 +58,12 @@ def test_the_steps_of_a_goal_become_one_edge_whose_last_reward_counts_in_full(vi
     close(rollout.discount[0, :, 0], discounts)
 
 
+@pytest.mark.parametrize(("period", "discount"), [(8, 0.976227), (4, 0.988042)])
+def test_the_discount_of_a_goal_is_that_of_its_steps_together(period, discount):
+    rollout = views.manager(dream_of(EIGHT, period=period), stream(1 - 1 / 333), 1 - 1 / 333)
+    close(rollout.discount[0, :, 0], [discount] * (8 // period))
+
+
 def test_with_lambda_one_the_managers_return_is_that_of_the_steps():
     dream = dream_of(EIGHT, [1, 1, 1, 0.5, 1, 1, 1, 0.8, 1])
     rollout = views.manager(dream, stream(0.9), 0.9)
