@@ -105,7 +105,7 @@ def evaluate(
     action, recording, recorded = carry.action.cpu().numpy(), Recording(), record == 0
     try:
         while share.any():
-            step = envs.step(action)
+            step, idle = envs.step(action), share == 0
             for index, episode in scores.add(step.reward, step.first, step.last):
                 if share[index]:
                     share[index] -= 1
@@ -115,8 +115,8 @@ def evaluate(
             if not recorded:
                 recording.add(step, previous_action, carry)
                 recorded = bool(step.last[0]) or len(recording) == record
-            first = torch.as_tensor(step.first, device=agent.device)
-            fits.append(agent.behavior.arrivals(before.goal, before.age, carry.latent, first))
+            skipped = torch.as_tensor(step.first | idle, device=agent.device)
+            fits.append(agent.behavior.arrivals(before.goal, before.age, carry.latent, skipped))
             if unwanted():
                 break
     finally:

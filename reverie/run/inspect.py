@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.behavior.goals import GROUPS
+from reverie.behavior.hierarchy import GOAL_SPACES
 from reverie.run import checkpoint
 
 
@@ -27,14 +27,16 @@ def describe(path: Path) -> Iterator[str]:
     yield from (f"    {name:<24}{count:>12,}" for name, count in count_parameters(state["model_state"]).items())
     if config.hierarchy.enabled:
         yield "  goals in force, one code per environment:"
-        groups = GROUPS if config.hierarchy.goals == "autoencoder" else 1
-        yield from (f"    {code}" for code in goal_codes(state["collector"]["goal"][0], groups))
+        sizes = config.world.sizes
+        goals = GOAL_SPACES[config.hierarchy.goals](config.hierarchy, sizes.deter, sizes.units)
+        yield from (f"    {code}" for code in goal_codes(state["collector"]["goal"][0], goals.choice.noise))
     yield f"  keys: {' '.join(sorted(state))}"
 
 
 def goal_codes(codes: Float[Tensor, "E G"], groups: int) -> list[str]:
-    """The class of each group, such as ``3-0-7``."""
-    return ["-".join(map(str, code.unflatten(-1, (groups, -1)).argmax(-1).tolist())) for code in codes]
+    """The class of each group, such as ``3-0-7``; ``none yet`` before the first goal."""
+    chosen = codes.unflatten(-1, (groups, -1)).argmax(-1).tolist()
+    return ["-".join(map(str, row)) if code.any() else "none yet" for row, code in zip(chosen, codes, strict=True)]
 
 
 def count_parameters(model_state: dict[str, Tensor]) -> dict[str, int]:

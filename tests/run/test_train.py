@@ -87,10 +87,18 @@ def rows(trainer: DreamerV3Trainer) -> str:
     return digest([[batch.action, batch.reward, batch.obs, batch.context_latent, batch.slot] for batch in batches])
 
 
-@pytest.mark.parametrize("behavior", [{"epochs": 1, "minibatches": 1}, {"epochs": 2, "minibatches": 2}])
-def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(tmp_path, behavior):
-    DreamerV3Trainer(make_config(tmp_path / "whole", behavior=behavior)).train()
-    DreamerV3Trainer(make_config(tmp_path / "parts", behavior=behavior, run={"steps": 100})).train()
+MANAGED = {"hierarchy": {"enabled": True, "period": 2, "goal_warmup": 1, "goal_mix": 0.3}, "agent": {"horizon": 4}}
+"""Changes of `TINY` for a manager over the worker."""
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"behavior": {"epochs": 1, "minibatches": 1}}, {"behavior": {"epochs": 2, "minibatches": 2}}, MANAGED],
+    ids=["published", "ppo", "hierarchy"],
+)
+def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(tmp_path, changes):
+    DreamerV3Trainer(make_config(tmp_path / "whole", **changes)).train()
+    DreamerV3Trainer(make_config(tmp_path / "parts", **changes | {"run": {"steps": 100}})).train()
     middle = final_state(tmp_path / "parts")
     latest = tmp_path / "parts" / "run" / "checkpoints" / "latest.pt"
     DreamerV3Trainer.resume(latest, ["run.steps=160"]).train()
