@@ -53,7 +53,7 @@ def write(grid: Grid, results: Results) -> None:
 
 
 def plot(grid: Grid, results: Results) -> None:
-    """Writes ``sweep.png``: for each axis, every trial's best evaluation over the axis's values, and their means."""
+    """Writes ``sweep.png``: for each axis, the best evaluation of all finished trials over its values, and means."""
     try:
         import matplotlib
 
@@ -67,8 +67,8 @@ def plot(grid: Grid, results: Results) -> None:
     for panel, key in zip(panels[0], keys, strict=True):
         columns: dict[str, list[float]] = {}
         for trial in grid.trials:
-            column, best = columns.setdefault(show(trial.settings[key]), []), results[trial.name].best
-            column += [] if best is None else [best]
+            column, result = columns.setdefault(show(trial.settings[key]), []), results[trial.name]
+            column += [] if result.best is None or result.status != "finished" else [result.best]
         for place, column in enumerate(columns.values()):
             panel.plot([place] * len(column), column, "o", color="tab:blue", alpha=0.4, markeredgewidth=0)
             panel.hlines(mean(column) if column else nan, place - 0.2, place + 0.2, color="black")
