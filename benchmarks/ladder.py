@@ -117,7 +117,8 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> None:
     figure, panels = pyplot.subplots(len(tasks), 2, figsize=(11, 3.4 * len(tasks)), squeeze=False)
     for task, row in zip(tasks, panels, strict=True):
         for index, arm in enumerate(arms):
-            curves = [run.curve for run in outcomes if (run.task, run.arm) == (task, arm)]
+            if not (curves := [run.curve for run in outcomes if (run.task, run.arm) == (task, arm)]):
+                continue
             for panel, column, unit in ((row[0], "step", 1.0), (row[1], "seconds", 60.0)):
                 for curve in curves:
                     panel.plot(np.divide(curve[column], unit), curve["return"], color=f"C{index}", alpha=0.3, lw=0.8)

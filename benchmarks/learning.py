@@ -5,8 +5,8 @@
     python benchmarks/learning.py vecpad3 doorkey --arms a0_reinforce a1_ppo a3_hybrid
 
 An arm is a file of ``configs/ladder`` that changes the task's configuration. Runs that have finished are not repeated,
-others go on from their last checkpoint, and those of another configuration are refused. Results are in
-``benchmarks/results/learning_<task>.{json,png}``, those of arms in ``ladder.{json,md,png}``.
+others go on from their last checkpoint, and those of another configuration are refused; one that fails stops no other.
+Results are in ``benchmarks/results/learning_<task>.{json,png}``, those of all arms so far in ``ladder.{json,md,png}``.
 """
 
 from __future__ import annotations
@@ -47,14 +47,11 @@ class Task:
     """Changes of the file, as ``section.key=value``."""
 
 
-MANAGED = "hierarchy.enabled=true", "agent.horizon=16"
-"""A manager, and dreams that its goals divide."""
-
 TASKS = {
-    "cartpole": Task("default", 5, 475, ("run.steps=16600",)),
+    "cartpole": Task("default", 5, 475),
+    "cartpole_flat": Task("flat", 5, 475, ("run.steps=16600",)),
     "pendulum": Task("pendulum", 3, -250),
-    "cartpole_hierarchy": Task("default", 3, 475, (*MANAGED, "run.steps=5000")),
-    "pendulum_hierarchy": Task("pendulum", 3, -250, (*MANAGED, "run.steps=5000")),
+    "pendulum_hierarchy": Task("pendulum", 3, -250, ("hierarchy.enabled=true", "agent.horizon=16", "run.steps=5000")),
     "acrobot": Task("acrobot", 3, -100),
     "pixels": Task("pixels", 2, 0.8),
     "lunarlander": Task("lunarlander", 1, 200),
@@ -69,6 +66,8 @@ LADDER_TASKS = {
 }
 """Where arms are compared; the goal is what a good policy gets, and the end of the normalised scale."""
 
+EVERY = TASKS | LADDER_TASKS
+
 
 @dataclass(frozen=True)
 class Run:
@@ -80,7 +79,7 @@ class Run:
 
     @property
     def task(self) -> Task:
-        return (TASKS | LADDER_TASKS)[self.name]
+        return EVERY[self.name]
 
     @property
     def folder(self) -> Path:
@@ -114,8 +113,8 @@ class Run:
         return [*configs, "--seed", str(self.seed), *self.task.settings]
 
 
-def train(run: Run, *, threads: int) -> Curve:
-    """Trains one run to its end (or finds it finished); returns its evaluations."""
+def train(run: Run, *, threads: int) -> Curve | None:
+    """Trains one run to its end (or finds it finished); returns its evaluations, or None where it failed."""
     folder = run.folder
     finished = folder / "finished"
     if not finished.exists():
@@ -126,7 +125,10 @@ def train(run: Run, *, threads: int) -> Curve:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         with (folder / "console.log").open("a") as console:
             command = [sys.executable, "run_dreamer.py", *run.source(), *settings, "--log-level", "WARNING"]
-            subprocess.run(command, check=True, stdout=console, stderr=console, env=environment)
+            code = subprocess.run(command, stdout=console, stderr=console, env=environment).returncode
+        if code:
+            print(f"{folder} failed with exit code {code}: see its console.log", flush=True)
+            return None
         finished.touch()
     return curve(folder / "metrics.jsonl")
 
@@ -215,7 +217,7 @@ def machine() -> str:
 
 def report(name: str, curves: list[Curve], load: str) -> None:
     """Writes the results of one task, and prints a line for each seed."""
-    task = TASKS[name]
+    task = EVERY[name]
     random, verdicts = random_return(task), [judge(points, task.goal) for points in curves]
     result = {
         "task": name,
@@ -244,12 +246,17 @@ def shuffled_return(run: Run, episodes: int = 50) -> float | None:
 
 
 def compare(curves: dict[Run, Curve], load: str) -> None:
-    """Writes what came of every arm on every task, and prints the table."""
+    """Adds what came of every arm on every task to the results, and prints the table of them all."""
+    path = RESULTS / "ladder.json"
+    known = [Outcome(**run) for run in json.loads(path.read_text())["runs"]] if path.exists() else []
     randoms = {task: random_return(task) for task in {run.task for run in curves}}
     outcomes = [
         Outcome(run.name, run.arm or "", run.seed, randoms[run.task], run.task.goal, points, shuffled_return(run))
         for run, points in curves.items()
     ]
+    compared = {(run.task, run.arm) for run in outcomes}
+    outcomes += [run for run in known if (run.task, run.arm) not in compared]
+    outcomes.sort(key=lambda run: ([*EVERY].index(run.task), run.arm, run.seed))
     lines = list(ladder.table(outcomes))
     result = {
         "machine": machine(),
@@ -258,17 +265,16 @@ def compare(curves: dict[Run, Curve], load: str) -> None:
         "runs": [vars(outcome) for outcome in outcomes],
     }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "ladder.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "ladder.md").write_text("\n".join(lines) + "\n")
-    ladder.plot(outcomes, RESULTS / "ladder.png")
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    path.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    ladder.plot(outcomes, path.with_suffix(".png"))
     print("\n".join(lines))
 
 
 def main() -> None:
     """Trains what was asked for, and writes its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    every = TASKS | LADDER_TASKS
-    parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(every)}")
+    parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(EVERY)}")
     parser.add_argument("--arms", nargs="+", metavar="arm", help="of configs/ladder: compare them on the tasks")
     parser.add_argument("--seeds", type=int, help="instead of the task's own number")
     parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
@@ -279,7 +285,7 @@ def main() -> None:
     runs = [
         Run(name, seed, arm)
         for name in names
-        for seed in range(options.seeds or every[name].seeds)
+        for seed in range(options.seeds or EVERY[name].seeds)
         for arm in options.arms or [None]
     ]
     for run in runs:
@@ -287,10 +293,12 @@ def main() -> None:
     with ThreadPoolExecutor(options.parallel) as pool:
         jobs = {run: pool.submit(train, run, threads=options.threads) for run in runs}
         if options.arms:
-            compare({run: job.result() for run, job in jobs.items()}, load)
-            return
-        for name in names:
-            report(name, [job.result() for run, job in jobs.items() if run.name == name], load)
+            compare({run: curve for run, job in jobs.items() if (curve := job.result())}, load)
+        else:
+            for name in names:
+                if found := [curve for run, job in jobs.items() if run.name == name and (curve := job.result())]:
+                    report(name, found, load)
+    sys.exit(any(job.result() is None for job in jobs.values()))
 
 
 if __name__ == "__main__":

@@ -55,10 +55,18 @@ def test_interval_holds_the_mean_and_is_a_point_where_seeds_agree(ladder: Module
     assert 0.5 < low < middle == 3.5 < high < 6.5
 
 
-def test_a_folder_of_another_configuration_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def learning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """With folders for runs and results of its own."""
     monkeypatch.syspath_prepend(BENCHMARKS)
-    learning = importlib.import_module("learning")
-    monkeypatch.setattr(learning, "RUNS", tmp_path)
+    module = importlib.import_module("learning")
+    for name in ("RUNS", "RESULTS"):
+        monkeypatch.setattr(module, name, tmp_path / name.lower())
+        (tmp_path / name.lower()).mkdir()
+    return module
+
+
+def test_a_folder_of_another_configuration_is_refused(learning: ModuleType) -> None:
     run = learning.Run("vecpad3", 0, "a1_ppo")
     learning.check(run)
     run.folder.mkdir()
@@ -66,6 +74,38 @@ def test_a_folder_of_another_configuration_is_refused(monkeypatch: pytest.Monkey
         learning.check(run)
     run.plan.write_text(learning.dump(run.config()))
     learning.check(run)
+
+
+def test_a_run_that_fails_stops_no_other_and_is_told(
+    learning: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail_at_first(command: list[str], **settings: Any) -> CompletedProcess[str]:
+        folder = next(word.split("=")[1] for word in command if word.startswith("run.name="))
+        row = {"step": 1, "run/seconds": 1.0, "evaluation/return": 500.0}
+        (learning.RUNS / folder / "metrics.jsonl").write_text(f"{row}\n".replace("'", '"'))
+        return CompletedProcess(command, 5 if folder.endswith("0") else 0)
+
+    monkeypatch.setattr(learning.subprocess, "run", fail_at_first)
+    monkeypatch.setattr(sys, "argv", ["learning.py", "vecpad3", "--seeds", "2"])
+    with pytest.raises(SystemExit) as ending:
+        learning.main()
+    assert ending.value.code
+    assert "vecpad3-0 failed with exit code 5" in capsys.readouterr().out
+    assert '"return": [\n    500.0' in (learning.RESULTS / "learning_vecpad3.json").read_text()
+
+
+def test_arms_of_earlier_comparisons_stay_in_the_table(
+    learning: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(learning, "random_return", lambda task: 0.0)
+    monkeypatch.setattr(learning, "shuffled_return", lambda run: None)
+    points = {"step": [10], "seconds": [1.0], "return": [5.0]}
+    for task, arm, last in (("doorkey", "a1_ppo", 5.0), ("vecpad3", "a1_ppo", 6.0), ("doorkey", "a1_ppo", 7.0)):
+        learning.compare({learning.Run(task, 0, arm): points | {"return": [last]}}, "alone")
+    table = capsys.readouterr().out.split("| task |")[-1]
+    assert "| vecpad3 | a1_ppo | 6.00 |" in table
+    assert "| doorkey | a1_ppo | 7.00 |" in table
+    assert "5.00" not in table.split("| arm |")[0]
 
 
 def test_outcome_of_a_run_is_its_area_and_its_last_tenth(ladder: ModuleType) -> None:
