@@ -103,6 +103,8 @@ class ActorCritic(nn.Module):
     started: Tensor
     entropy_weight: Tensor
     bins: Tensor
+    weights: Tensor
+    tails: Tensor
 
     def __init__(
         self,
@@ -132,6 +134,9 @@ class ActorCritic(nn.Module):
         self.register_buffer("return_high", torch.zeros(count))
         self.register_buffer("spread", torch.ones(()))
         self.register_buffer("entropy_weight", torch.tensor(options.entropy))
+        weights = [stream.weight for stream in streams.values()]
+        self.register_buffer("weights", torch.tensor(weights), persistent=False)
+        self.register_buffer("tails", torch.tensor([0.05, 0.95]), persistent=False)
 
     def policy(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch P"]:
         """Parameters of `distribution`."""
@@ -170,9 +175,10 @@ class ActorCritic(nn.Module):
         returns = self._returns(rollout, value)
         error, rate = returns - value[:, :-1], torch.where(self.started > 0, self.options.return_rate, 1.0)
         scale = self._scale(returns, counted, rate)
-        advantage = (error / scale * torch.tensor([entry.weight for entry in self.streams.values()]).to(scale)).sum(-1)
+        advantage = (error / scale * self.weights).sum(-1)
         if len(self.streams) > 1:
-            self.spread.lerp_(torch.where(counted.any(), masked_variance(advantage, counted).sqrt(), self.spread), rate)
+            seen = masked_variance(advantage, counted).sqrt()
+            self.spread.lerp_(torch.where(counted.any() & seen.isfinite(), seen, self.spread), rate)
             advantage = advantage / self.spread.clamp(min=1e-8)
         self.started.copy_(torch.where(counted.any(), 1.0, self.started))
         spread = [masked_variance(returns[..., i], counted) for i in range(len(self.streams))]
@@ -211,9 +217,9 @@ class ActorCritic(nn.Module):
 
     def _scale(self, returns: Float[Tensor, "R L Q"], counted: Bool[Tensor, "R L"], rate: Tensor) -> Float[Tensor, "Q"]:
         """Follows the spread of returns."""
-        shares = torch.tensor([0.05, 0.95], device=returns.device)
         known = torch.where(counted[..., None], returns, torch.nan).flatten(0, 1)
-        for average, seen in zip((self.return_low, self.return_high), torch.nanquantile(known, shares, 0), strict=True):
+        tails = torch.nanquantile(known, self.tails, 0)
+        for average, seen in zip((self.return_low, self.return_high), tails, strict=True):
             average.lerp_(torch.where(seen.isnan(), average, seen), rate)
         return (self.return_high - self.return_low).clamp(min=self.floor)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -135,6 +136,13 @@ def test_streams_count_by_weight_over_their_own_spread(floor, spread, errors, sc
     level.started.fill_(1.0)
     extrinsic, novelty = torch.tensor(errors).expand(2, 2).T
     close(level.judge(two_streams(extrinsic, novelty)).advantage, torch.full((1, 2), advantage))
+
+
+def test_one_dream_that_is_not_finite_leaves_every_scale_finite():
+    level = make(streams=STREAMS)
+    level.judge(two_streams(torch.arange(8.0), torch.arange(8.0)))
+    level.judge(two_streams(torch.tensor([math.nan, *range(7)]), torch.arange(8.0)))
+    assert all(scale.isfinite().all() for scale in (level.return_low, level.return_high, level.spread))
 
 
 @pytest.mark.parametrize(("floor", "scale"), [(None, 0.9), (1.0, 1.0)])
