@@ -110,13 +110,9 @@ class Agent(nn.Module):
             groups.append((f"{level.group}critic", level.critic, options.critic_optimizer, scales))
         if behavior.goals is not None:
             groups.append(("goals", behavior.goals, options.goal_optimizer, {"goals": 1.0}))
+        half = options.precision == "fp16" and self.device.type == "cuda"
         for name, network, choices, scales in groups:
-            yield (
-                name,
-                Optimizer(
-                    name, network.parameters(), choices, scales, half=HALF.get(options.precision) == torch.float16
-                ),
-            )
+            yield name, Optimizer(name, network.parameters(), choices, scales, half=half)
 
     # --- playing ---
 

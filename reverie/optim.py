@@ -92,6 +92,9 @@ KINDS: dict[str, Callable[[Tensor, Moments, Tensor, OptimizerOptions], tuple[Ten
 GROWTH = 2.0 ** (1 / 2000)
 """Amplified gradients that overflow halve their factor; all others let it grow, twofold in 2000 updates."""
 
+LARGEST = 2.0**24
+"""Factor up to which gradients are amplified."""
+
 FLOOR = 1e-3
 """Norm below which a tensor of weights counts as this, so that zeros can grow."""
 
@@ -158,8 +161,9 @@ class Optimizer:
         total = torch.stack([losses[name].mean() * scale for name, scale in self.scales.items()]).sum()
         self.gradient.zero_()
         with torch.autocast(self.weight.device.type, enabled=False):
-            (total * self.amplification).backward(inputs=self.parameters)
-        self.gradient.div_(self.amplification)
+            (total * self.amplification if self.half else total).backward(inputs=self.parameters)
+        if self.half:
+            self.gradient.div_(self.amplification)
         return self._descend(when)
 
     @torch.no_grad()
@@ -169,6 +173,7 @@ class Optimizer:
         skipped = ~go
         if self.half:
             self.amplification *= torch.where(skipped, 0.5, GROWTH)
+            self.amplification.clamp_(max=LARGEST)
         if when is not None:
             go = go & when
         rate = self.rate

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.optim import Optimizer, OptimizerOptions, adam, clip_adaptively, laprop
+from reverie.optim import LARGEST, Optimizer, OptimizerOptions, adam, clip_adaptively, laprop
 from reverie.types import StoredDataError
 from tests.core import close
 
@@ -50,6 +50,9 @@ def test_amplified_losses_give_the_same_update_and_yield_to_an_overflow():
     close(half.amplification, factor / 2, 1e-6)
     assert not half.step({"fit": loss(other)})["net/skipped"]
     assert single.amplification == 1
+    half.amplification.fill_(LARGEST)
+    assert not half.step({"fit": loss(other)})["net/skipped"]
+    assert half.amplification == LARGEST
 
 
 @pytest.mark.parametrize(
