@@ -55,7 +55,8 @@ class DreamerV3Trainer:
         self.best_return: float | None = None
         self.history: list[dict[str, float]] = []
         self.interruption, self.due = Interruption(), Ratio(run.ratio)
-        self._recent: list[Metrics] = []
+        self._sums: Metrics = {}
+        self._summed = 0
         with ExitStack() as resources:  # whatever fails from here on, nothing stays open
             self._open(resources, state)
             self.close = resources.pop_all().close
@@ -77,7 +78,8 @@ class DreamerV3Trainer:
             )
         spaces = self.envs.observation, self.envs.action
         self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
-        self.agent.compiles = compilation.repays(config.agent.compile, device, run.steps * run.ratio)
+        left = run.steps - (state["global_step"] if state else 0)
+        self.agent.compiles = compilation.repays(config.agent.compile, device, left * run.ratio)
         self.compiling = self.agent.compiles
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
@@ -154,7 +156,7 @@ class DreamerV3Trainer:
                 if saves(before, self.step):
                     self.save()
                 self.progress.update(self.step, self.updates)
-            if self._recent:
+            if self._summed:
                 self._log()
             self.save()
         verb = "Stopped" if self.interruption.wished() else "Finished"
@@ -185,7 +187,8 @@ class DreamerV3Trainer:
         self.replay.write_latent(batch.slot, {name: value.cpu() for name, value in latent.items()})
         self.collector.refresh()
         self.updates += 1
-        self._recent.append(metrics)
+        self._sums = {name: self._sums[name] + value if self._summed else value for name, value in metrics.items()}
+        self._summed += 1
 
     def _compile(self, batch: Batch) -> tuple[Metrics, dict[str, Tensor]]:
         """The first update, which makes machine code; nobody may act meanwhile, for a tracing torch patches modules."""
@@ -195,14 +198,13 @@ class DreamerV3Trainer:
             return self.agent.learn(batch)
 
     def _log(self) -> None:
-        names = self._recent[0] if self._recent else ()
-        means = {name: torch.stack([metrics[name] for metrics in self._recent]).mean() for name in names}
-        lost = [name for name in names if name.endswith("/skipped") and means[name] == 1.0]
-        if lost and len(self._recent) >= PATIENCE:
-            raise DivergenceError(f"the last {len(self._recent)} gradients of {lost[0].removesuffix('/skipped')} were "
+        means = {name: total / self._summed for name, total in self._sums.items()}
+        lost = [name for name in means if name.endswith("/skipped") and means[name] == 1.0]
+        if lost and self._summed >= PATIENCE:
+            raise DivergenceError(f"the last {self._summed} gradients of {lost[0].removesuffix('/skipped')} were "
                                   "not finite; lower the learning rates and go on from the last checkpoint, "
                                   f"{self.checkpoints.latest}")  # fmt: skip
-        self._recent.clear()
+        self._sums, self._summed = {}, 0
         if not self.updates:
             log.info("Step %d: filling the replay, %d windows so far", self.step, self.replay.items)
         counters = {"run/updates": float(self.updates), "run/episodes": float(self.episodes)}
