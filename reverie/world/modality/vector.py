@@ -35,9 +35,8 @@ class VectorEncoder(nn.Module):
         self.keys = dict(sorted(keys.items()))
         self.width = embed_dim
         inputs = sum(width(spec) for spec in keys.values())
-        inner = MLP(inputs, sizes.units, sizes.layers - 1)
-        outer = MLP(sizes.units if sizes.layers > 1 else inputs, embed_dim, 1)
-        self.mlp = nn.Sequential(*inner, *outer)
+        self.mlp = MLP(inputs, sizes.units, sizes.layers - 1)
+        self.mlp.extend(MLP(sizes.units if sizes.layers > 1 else inputs, embed_dim, 1))
 
     def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
         return self.mlp(torch.cat([flat(obs[key], spec) for key, spec in self.keys.items()], -1))
