@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
 
@@ -66,7 +66,21 @@ LADDER_TASKS = {
 }
 """Where arms are compared; the goal is what a good policy gets, and the end of the normalised scale."""
 
-EVERY = TASKS | LADDER_TASKS
+ARITHMETIC = {
+    "bf16": ("agent.precision=bf16", "run.kernels=off"),
+    "compiled": ("agent.compile=on", "run.kernels=off"),
+}
+"""Other ways to compute, which should learn as well."""
+
+EVERY = (
+    TASKS
+    | LADDER_TASKS
+    | {
+        f"{name}_{way}": replace(TASKS[name], seeds=3, settings=(*TASKS[name].settings, *changes))
+        for name in ("cartpole_flat", "pendulum", "pixels")
+        for way, changes in ARITHMETIC.items()
+    }
+)
 
 
 @dataclass(frozen=True)
