@@ -172,10 +172,11 @@ def test_half_precision_points_the_gradient_the_same_way_and_leaves_everything_s
         agent = make_agent(IMAGE | VECTORS, precision=choice, optimizer=still, hierarchy=hierarchy)
         shake(agent, 0.05)
         batch = make_batch(agent.world)
-        for _ in range(8):  # the first may overflow in fp16 until they are amplified less
+        gradients.append(torch.zeros_like(agent.optimizers["world"].gradient))
+        for _ in range(8):  # rounding lets a sample fall into another class now and then
             metrics, fresh = agent.learn(batch)
-        assert not metrics["world/skipped"]
-        gradients.append(agent.optimizers["world"].gradient.clone())
+            assert not metrics["world/skipped"]
+            gradients[-1] += agent.optimizers["world"].gradient
         assert {tensor.dtype for tensor in agent.parameters()} == {torch.float32} == {fresh["deter"].dtype}
         assert {entry.dtype for entry in metrics.values()} == {torch.float32}
     mine, whole = gradients[1], gradients[0]
