@@ -6,7 +6,7 @@ is that of DreamerV3's actor loss: REINFORCE with a baseline, weighted by reacha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import torch
@@ -44,7 +44,7 @@ def pieces(counts: tuple[int, ...], parts: int, generator: torch.Generator) -> I
     Yields side by side one piece of each, and last the same numbers in all ranges laid end to end.
     """
     if parts == 1:
-        yield tuple(slice(None) for _ in (*counts, "all"))
+        yield (slice(None),) * (len(counts) + 1)
         return
     device = generator.device
     shuffled = [torch.randperm(count, generator=generator, device=device).tensor_split(parts) for count in counts]
@@ -120,17 +120,16 @@ def _lessons(rollout: Rollout, judgement: Judgement, replay: ReplayValue | None)
 
     Replayed steps know the first stream alone; what the others' heads say about them must not count.
     """
-    fields = [[rollout.inputs[:, :-1]], [judgement.returns], [judgement.slow_value]]
+    parts = [(rollout.inputs[:, :-1], judgement.returns, judgement.slow_value)]
     if replay is not None:
-        streams = judgement.returns.shape[-1]
-        fields[0].append(replay.inputs.detach())
-        for field, known in zip(fields[1:], (replay.target, replay.slow_value), strict=True):
-            field.append(known[..., None].expand(*known.shape, streams))
-    inputs, target, slow_value = map(_in_line, fields)
+        shape = *replay.weight.shape, judgement.returns.shape[-1]
+        target, slow_value = (field[..., None].expand(shape) for field in (replay.target, replay.slow_value))
+        parts.append((replay.inputs.detach(), target, slow_value))
+    inputs, target, slow_value = map(_in_line, zip(*parts, strict=True))
     return inputs, target, slow_value
 
 
-def _in_line(parts: list[Tensor]) -> Tensor:
+def _in_line(parts: Sequence[Tensor]) -> Tensor:
     """Tensors [..., W] as one [n, W], copied once: nothing in an update is larger than the inputs of a dream."""
     counts = [part.shape[:-1].numel() for part in parts]
     whole = parts[0].new_empty(sum(counts), parts[0].shape[-1])
