@@ -139,7 +139,8 @@ def test_the_observation_holds_all_that_the_future_depends_on(unchecked):
 
 
 @pytest.mark.parametrize(
-    ("task", "length", "steps", "every"), [("vec-3", 2000, 60_000, 819.4), ("vec-4", 1000, 400_000, 20_800)]
+    ("task", "length", "steps", "every"),
+    [("vec-3", 2000, 60_000, 819.4), ("vec-4", 1000, 400_000, 20_800), ("three", 2000, 150_000, 2_103)],
 )
 def test_chance_succeeds_as_often_as_the_rules_say(unchecked, task, length, steps, every):
     """Steps per success are exact, from the Markov chain over cells and histories with these episodes."""
