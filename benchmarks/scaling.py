@@ -76,10 +76,10 @@ class Sleep(gymnasium.Env):
 
 @contextlib.contextmanager
 def opened(changes: Sequence[str]) -> Iterator[DreamerV3Trainer]:
-    """A run of ``configs/default.json`` with changes, in a folder that is thrown away, with a replay to learn from."""
+    """A run of ``configs/flat.json`` with changes, in a folder that is thrown away, with a replay to learn from."""
     with tempfile.TemporaryDirectory() as folder:
         place = [f"run.directory={folder}", f"run.checkpoint_dir={folder}/newest"]
-        trainer = DreamerV3Trainer(load(Path("configs/default.json"), [*SMALL, *place, *changes]))
+        trainer = DreamerV3Trainer(load(Path("configs/flat.json"), [*SMALL, *place, *changes]))
         try:
             replay, length = trainer.replay, 2000
             random = np.random.default_rng(0)

@@ -68,8 +68,8 @@ WORKLOADS = {
     "mid": Workload("dreamerv3", MID, NUMBERS, 5, ("reverie", "reverie-tensors", *PEERS)),
     # A minute per update of sheeprl. TorchRL's image encoder is another, smaller network.
     "image": Workload("dreamerv3", (*MID, "world.depth=32"), IMAGE, 5, IMAGERS, rounds=1),
-    "cartpole": Workload("default", (), ObservationSpec((4,), "float32"), 2),
-    "levels": Workload("default", TWO_EPOCHS, ObservationSpec((4,), "float32"), 2, ("reverie", "hierarchy")),
+    "cartpole": Workload("flat", (), ObservationSpec((4,), "float32"), 2),
+    "levels": Workload("flat", TWO_EPOCHS, ObservationSpec((4,), "float32"), 2, ("reverie", "hierarchy")),
     "pixels": Workload("pixels", (), IMAGE, 7),
 }
 
