@@ -110,7 +110,7 @@ class Agent(nn.Module):
             groups.append((f"{level.group}critic", level.critic, options.critic_optimizer, scales))
         if behavior.goals is not None:
             groups.append(("goals", behavior.goals, options.goal_optimizer, {"goals": 1.0}))
-        half = options.precision == "fp16" and self.device.type == "cuda"
+        half = (options.precision, self.device.type) in AMPLIFIED
         for name, network, choices, scales in groups:
             yield name, Optimizer(name, network.parameters(), choices, scales, half=half)
 
@@ -261,6 +261,9 @@ class Agent(nn.Module):
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Types of the products inside networks, where they are not single."""
+
+AMPLIFIED = {("fp16", "cuda")}
+"""Precisions and devices whose small gradients would vanish without being amplified."""
 
 KNOWN = ("policy_loss", "value_loss", "entropy")
 """What a policy reports under this name in every behavior."""
