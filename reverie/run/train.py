@@ -78,8 +78,7 @@ class DreamerV3Trainer:
             )
         spaces = self.envs.observation, self.envs.action
         self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
-        left = run.steps - (state["global_step"] if state else 0)
-        self.agent.compiles = compilation.repays(config.agent.compile, device, left * run.ratio)
+        self.agent.compiles = compilation.repays(config.agent.compile, device, run.steps * run.ratio)
         self.compiling = self.agent.compiles
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
