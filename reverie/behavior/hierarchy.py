@@ -243,8 +243,8 @@ class Hierarchy(Flat):
         return {"goal": self.goals.reward(dream.target[:, :-1], arrived), "novelty": self.goals.novelty(arrived)}
 
     def views(self, dream: Dream) -> list[Rollout]:
-        # Discounts differ from level to level and from stream to stream, so that only a probability may be left of what
-        # the continue head says, which as published includes the discount and may exceed it.
+        # The continue head may say more than the discount that it was trained with. Published, that counts; here, where
+        # every stream has a discount of its own, only a probability may.
         dream = replace(dream, continues=dream.continues.clamp(max=1.0))
         discount = self.manager.discount
         planned = views.TIMES[self.options.time](dream, self.manager.streams, discount)
