@@ -55,7 +55,6 @@ TASKS = {
     "acrobot": Task("acrobot", 3, -100),
     "pixels": Task("pixels", 2, 0.8),
     "lunarlander": Task("lunarlander", 1, 200),
-    "dmc": Task("dmc", 2, 752),  # what the lowest of five published seeds has after as many steps
 }
 """What the README reports."""
 
@@ -66,6 +65,9 @@ LADDER_TASKS = {
 }
 """Where arms are compared; the goal is what a good policy gets, and the end of the normalised scale."""
 
+LONG_TASKS = {"dmc": Task("dmc", 2, 752)}
+"""Hours each; the goal is what the lowest of five published seeds has after as many steps."""
+
 ARITHMETIC = {
     "bf16": ("agent.precision=bf16", "run.kernels=off"),
     "compiled": ("agent.compile=on", "run.kernels=off"),
@@ -75,6 +77,7 @@ ARITHMETIC = {
 EVERY = (
     TASKS
     | LADDER_TASKS
+    | LONG_TASKS
     | {
         f"{name}_{way}": replace(TASKS[name], seeds=3, settings=(*TASKS[name].settings, *changes))
         for name in ("cartpole_flat", "pendulum", "pixels")
@@ -274,7 +277,7 @@ def compare(curves: dict[Run, Curve], load: str) -> None:
     lines = list(ladder.table(outcomes))
     result = {
         "machine": machine(),
-        "side by side": load,
+        "newest runs side by side": load,
         "arms": ladder.summary(outcomes),
         "runs": [vars(outcome) for outcome in outcomes],
     }
