@@ -48,7 +48,8 @@ class AgentOptions(Options):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Products inside networks; parameters, norms, losses and returns are always in single precision."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Fuse what an update computes with torch's compiler; `auto` does in long runs, but not beside native kernels."""
+    """Fuse what an update computes with torch's compiler, on a GPU into CUDA graphs; `auto` does in long runs, but not
+    beside native kernels."""
 
     horizon: int = Field(default=15, ge=1)
     """Imagined steps of every dream."""

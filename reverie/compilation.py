@@ -26,8 +26,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """The environment variable that names the folder in which torch keeps what it compiled."""
 
-BACKEND = "inductor"
-"""Which of torch's compilers is used."""
+COMPILER: dict[str, Any] = {"backend": "inductor", "mode": "reduce-overhead"}
+"""What is asked of torch: its own compiler, and on a GPU one launch for all that a function does (CUDA graphs)."""
 
 REPAID = 5_000
 """Updates that repay the compiler's minutes."""
@@ -51,7 +51,7 @@ def compiled(function: Function) -> Function:
         from torch._dynamo.exc import TorchDynamoException  # a second of import that most runs never need
 
         try:
-            return fused(backend=BACKEND)(*arguments)
+            return fused(**COMPILER)(*arguments)
         except TorchDynamoException as error:
             result = function(*arguments)  # a mistake in the function itself is raised here
             _give_up(error)
@@ -62,10 +62,14 @@ def compiled(function: Function) -> Function:
 
 @contextmanager
 def learning(enabled: bool) -> Iterator[None]:
-    """Where marked functions are compiled, if ``enabled`` and unless the compiler failed before."""
+    """One update, whose marked functions are compiled if ``enabled`` and unless the compiler failed before.
+
+    What they return lasts until the next update, which may write over it.
+    """
     before = _learning.set(enabled)
     if enabled:
         folder()
+        torch.compiler.cudagraph_mark_step_begin()
     try:
         yield
     finally:

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def fresh(monkeypatch):
     """A compiler that has done nothing yet, and traces but makes no machine code."""
-    monkeypatch.setattr(compilation, "BACKEND", "eager")
+    monkeypatch.setattr(compilation, "COMPILER", {"backend": "eager"})
     monkeypatch.setattr(compilation, "_failed", False)
     torch._dynamo.reset()
     counters.clear()
@@ -51,6 +51,13 @@ def test_an_update_is_compiled_in_whole_functions_and_only_once():
     assert found["broken"] == []
     assert found["compiled later"] == 0  # three more updates, and acting
     assert max(found["metrics"].values()) == max(found["gradients"].values()) == 0
+
+
+def test_nothing_of_an_update_is_needed_when_the_next_one_reuses_its_memory():
+    found = learn("lender")
+    assert found["reclaimed"] > 20
+    assert found["kept"]  # metrics and latents, which others read later
+    assert max(found["later"].values()) < 1e-3, found["later"]
 
 
 @pytest.mark.compiler
@@ -123,7 +130,7 @@ def test_a_run_is_compiled_when_told_to_or_where_it_is_long_and_no_kernels_serve
 
 
 def test_without_a_compiler_functions_run_as_written_and_one_line_says_so(fresh, tmp_path, caplog):
-    fresh.setattr(compilation, "BACKEND", "inductor")
+    fresh.setattr(compilation, "COMPILER", {"backend": "inductor"})
     fresh.setenv(compilation.CACHE, str(tmp_path))
     with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
         for _ in range(2):
