@@ -5,8 +5,19 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
-from reverie.nets.layers import MLP, TRUNCATION, BlockLinear, ChannelNormSiLU, Convolution, Linear, NormSiLU, initialise
+from reverie.nets.layers import (
+    MLP,
+    TRUNCATION,
+    BlockLinear,
+    ChannelNormSiLU,
+    Convolution,
+    Linear,
+    NormSiLU,
+    UpsampledConvolution,
+    initialise,
+)
 from tests.core import close
 
 
@@ -63,6 +74,18 @@ def test_a_block_layer_is_a_block_diagonal_matrix():
     nn.init.normal_(layer.bias)
     dense = torch.block_diag(*layer.kernel)
     close(layer(x), x @ dense + layer.bias)
+
+
+def test_an_upsampled_convolution_is_the_convolution_of_the_upsampled_image():
+    torch.manual_seed(0)
+    layer = UpsampledConvolution(3, 2).double()
+    images = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    nn.init.normal_(layer.bias)
+    found, expected = layer(images), F.conv2d(F.interpolate(images, scale_factor=2), *layer.parameters(), padding=2)
+    close(found, expected, 1e-12)
+    loss, sources = torch.randn_like(found), [images, *layer.parameters()]
+    for mine, theirs in zip(*(torch.autograd.grad(y, sources, loss) for y in (found, expected)), strict=True):
+        close(mine, theirs, 1e-12)
 
 
 def test_an_mlp_is_linear_norm_silu_and_a_bare_output():

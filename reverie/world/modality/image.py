@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.nets.layers import BlockLinear, ChannelNormSiLU, Convolution, Linear, NormSiLU
+from reverie.nets.layers import BlockLinear, ChannelNormSiLU, Convolution, Linear, NormSiLU, UpsampledConvolution
 from reverie.types import ConfigError, Latent, ObservationSpec
 from reverie.world.sizes import Sizes
 
@@ -93,8 +93,8 @@ class ImageDecoder(nn.Module):
         self.join = ChannelNormSiLU(self.top)
         stages: list[nn.Module] = []
         for inputs, outputs in zip(channels[:0:-1], channels[-2::-1], strict=True):
-            stages += [nn.Upsample(scale_factor=2), Convolution(inputs, outputs), ChannelNormSiLU(outputs)]
-        self.stages = nn.Sequential(*stages, nn.Upsample(scale_factor=2), Convolution(channels[0], sum(self.channels)))
+            stages += [UpsampledConvolution(inputs, outputs), ChannelNormSiLU(outputs)]
+        self.stages = nn.Sequential(*stages, UpsampledConvolution(channels[0], sum(self.channels)))
 
     def forward(self, latent: Latent) -> dict[str, Tensor]:
         batch = latent.deter.shape[:-1]
