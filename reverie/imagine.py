@@ -73,7 +73,8 @@ def imagine(
         policies.append(policy)
         actions.append(action)
         choices.append(choice)
-    latent, policy, action = join(latents), torch.cat(policies, 1), torch.cat(actions, 1)
+    latent, policy, action = join(latents).once(), torch.cat(policies, 1), torch.cat(actions, 1)
+    del latents, here
     goal = Goal(*(torch.stack(fields, 1) for fields in zip(*(goal.fields for goal in goals), strict=True)))
     features, choice = latent.features, torch.stack(choices, 1)
     return Dream(

@@ -143,6 +143,13 @@ class Latent:
         """What all heads see; made at the first use."""
         return torch.cat([self.deter, self.stoch.flatten(-2)], -1)
 
+    def once(self) -> Latent:
+        """The same state, held in memory once: ``deter`` and ``stoch`` are parts of ``features``."""
+        deter, stoch = self.features.split([self.deter.shape[-1], self.stoch.shape[-2:].numel()], -1)
+        latent = Latent(deter, stoch.unflatten(-1, self.stoch.shape[-2:]), self.logits)
+        vars(latent)["features"] = self.features
+        return latent
+
     def detach(self) -> Latent:
         return Latent(*(field.detach() for field in self.fields))
 

@@ -92,10 +92,12 @@ def improve(
                 log_ratio = logprob - old_logprob[index]
                 changes = log_ratio.expm1().abs()
                 going = going & (kl <= 1.5 * options.target_kl)
+            moved = optimizers["actor"].step({"policy": policy_loss}, when=going)
             judged = level.value_loss(seen, target[both], slow_value[both])
             value_losses = {"value": weight[index] * judged[:edges].sum(-1)}
             if replay is not None:
                 value_losses["replay_value"] = replay.weight.flatten()[replayed] * judged[edges:, 0]
+            moved |= optimizers["critic"].step(value_losses, when=ready)
 
             history.append(
                 {
@@ -108,8 +110,7 @@ def improve(
                     f"{level.name}/clip_fraction": (changes > options.clip).float().mean(),
                     f"{level.name}/ratio_error": changes.max(),
                 }
-                | optimizers["actor"].step({"policy": policy_loss}, when=going)
-                | optimizers["critic"].step(value_losses, when=ready)
+                | moved
             )
     metrics = {name: torch.stack([entry[name] for entry in history]).mean() for name in history[0]}
     return metrics | {f"{level.name}/ratio_first": history[0][f"{level.name}/ratio_error"]}
