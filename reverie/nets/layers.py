@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from reverie import native
@@ -108,6 +109,27 @@ class ChannelNormSiLU(NormSiLU):
 
     def forward(self, x: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H W"]:
         return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class MaxPool(nn.Module):
+    """The largest of every 2x2 pixels. For the way back only its place is kept, not the image as torch does."""
+
+    def forward(self, input: Float[Tensor, "N C H W"]) -> Float[Tensor, "N C H//2 W//2"]:
+        return _MaxPool.apply(input)  # type: ignore[no-any-return]
+
+
+class _MaxPool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        largest, place = F.max_pool2d(x, 2, return_indices=True)
+        ctx.save_for_backward(place)
+        return largest
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (place,) = ctx.saved_tensors
+        return F.max_unpool2d(gradients[0], place, [2, 2])
 
 
 class Convolution(nn.Conv2d):

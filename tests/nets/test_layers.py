@@ -14,6 +14,7 @@ from reverie.nets.layers import (
     ChannelNormSiLU,
     Convolution,
     Linear,
+    MaxPool,
     NormSiLU,
     UpsampledConvolution,
     initialise,
@@ -74,6 +75,20 @@ def test_a_block_layer_is_a_block_diagonal_matrix():
     nn.init.normal_(layer.bias)
     dense = torch.block_diag(*layer.kernel)
     close(layer(x), x @ dense + layer.bias)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_the_pool_keeps_places_instead_of_the_image(layout):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 6, 4).to(memory_format=layout).requires_grad_()
+    kept: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        found = MaxPool()(images)
+    expected, loss = F.max_pool2d(images, 2), torch.randn_like(found)
+    assert [tensor.shape for tensor in kept] == [found.shape]
+    assert found.equal(expected) and found.is_contiguous(memory_format=layout)
+    mine, theirs = (torch.autograd.grad(y, images, loss)[0] for y in (found, expected))
+    assert mine.equal(theirs)
 
 
 def test_an_upsampled_convolution_is_the_convolution_of_the_upsampled_image():

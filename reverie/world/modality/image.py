@@ -12,7 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.nets.layers import BlockLinear, ChannelNormSiLU, Convolution, Linear, NormSiLU, UpsampledConvolution
+from reverie.nets.layers import (
+    BlockLinear,
+    ChannelNormSiLU,
+    Convolution,
+    Linear,
+    MaxPool,
+    NormSiLU,
+    UpsampledConvolution,
+)
 from reverie.types import ConfigError, Latent, ObservationSpec
 from reverie.world.sizes import Sizes
 
@@ -60,7 +68,7 @@ class ImageEncoder(nn.Module):
         self.width = height * width * channels[-1]
         previous, stages = sum(spec.shape[2] for spec in keys.values()), []
         for outputs in channels:
-            stages += [Convolution(previous, outputs), nn.MaxPool2d(2), ChannelNormSiLU(outputs)]
+            stages += [Convolution(previous, outputs), MaxPool(), ChannelNormSiLU(outputs)]
             previous = outputs
         self.stages = nn.Sequential(*stages)
 
