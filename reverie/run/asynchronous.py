@@ -10,6 +10,7 @@ import threading
 from contextlib import AbstractContextManager
 
 import numpy as np
+import torch
 
 from reverie.agent import Agent
 from reverie.env import VectorEnv
@@ -34,7 +35,8 @@ class AsynchronousCollector(Collector):
 
     def __init__(self, envs: VectorEnv, agent: Agent, replay: SequenceReplayBuffer, lead: int):
         super().__init__(envs, agent.twin(), replay)
-        self.learner, self.lead = agent, lead
+        self.lead = lead
+        self.copies, self.originals = (list(one.state_dict().values()) for one in (self.agent, agent))
         self.failure: BaseException | None = None
         self.closed = False
         self.changed = threading.Condition()  # guards `ahead`, `failure` and `closed`
@@ -59,7 +61,7 @@ class AsynchronousCollector(Collector):
 
     def refresh(self) -> None:
         with self.weights:
-            self.agent.load_state_dict(self.learner.state_dict())
+            torch._foreach_copy_(self.copies, self.originals)
 
     def still(self) -> AbstractContextManager:
         return self.weights

@@ -102,12 +102,15 @@ def test_playing_stands_still_at_its_lead_and_goes_on_with_fresh_weights(tmp_pat
         collector.step()
         collector.settle()
         assert len(collector.ahead) == collector.lead and len(trainer.replay) == 3 * taken
-    parameter, copy = (next(agent.parameters()) for agent in (trainer.agent, collector.agent))
+    learner, player = trainer.agent, collector.agent
+    learner.restore(learner.checkpoint())
     with torch.no_grad():
-        parameter += 1
-    assert not torch.equal(parameter, copy)
+        next(learner.parameters()).add_(1)
+        learner.behavior.worker.return_high.add_(1)
+    assert not torch.equal(next(learner.parameters()), next(player.parameters()))
     collector.refresh()
-    assert torch.equal(parameter, copy) and parameter.data_ptr() != copy.data_ptr()
+    for fresh, copy in zip(learner.state_dict().values(), player.state_dict().values(), strict=True):
+        assert torch.equal(fresh, copy) and fresh.data_ptr() != copy.data_ptr()
     trainer.close()
 
 
