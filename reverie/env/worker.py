@@ -140,6 +140,7 @@ class Worker:
 def serve(connection: Connection, recipe: bytes) -> None:
     """The life of a worker: build the environment, answer until the other end closes. It ends with its first error."""
     _leave_the_terminal_to_the_parent()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as environments
     threading.Thread(target=_end_with_parent, daemon=True).start()
     environment = None
     try:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -16,6 +19,10 @@ log = logging.getLogger(__name__)
 
 MALLOC = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}
 """Settings of mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes."""
+
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux tells a container its share of the processor."""
 
 
 def choose_device(name: str) -> torch.device:
@@ -35,11 +42,28 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_up(threads: int, kernels: str) -> None:
-    """Chooses, for the whole process, CPU threads (0: as torch does) and whether native kernels serve (``auto``)."""
-    if threads:
-        torch.set_num_threads(threads)
+    """Chooses, for the whole process, CPU threads (0: as torch does, at most `cores`) and native kernels (``auto``)."""
+    torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
     native.use(kernels == "auto")
     keep_freed_memory()
+
+
+def cores() -> int:
+    """The processor cores that this process may use, or as many as a container's share of their time amounts to."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min(allowed, _share())))
+
+
+def _share() -> float:
+    """How many cores a container's limit amounts to, of control groups version 2 or 1; infinity where there is none."""
+    try:
+        if (CGROUP / "cpu.max").exists():
+            time, period = (CGROUP / "cpu.max").read_text().split()
+        else:
+            time, period = ((CGROUP / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return int(time) / int(period) if int(time) > 0 else math.inf
+    except (OSError, ValueError):  # "max" is no limit
+        return math.inf
 
 
 def keep_freed_memory() -> None:

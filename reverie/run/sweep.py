@@ -23,6 +23,7 @@ from reverie import config as configuration
 from reverie.config import Config
 from reverie.run import checkpoint
 from reverie.run.clock import Interruption
+from reverie.run.device import cores
 from reverie.run.grid import PLACES, Grid, Trial, expand, show
 from reverie.run.lock import FolderInUse, lock
 from reverie.types import ConfigError, StoredDataError
@@ -159,7 +160,7 @@ def _start(trial: Trial, command: Command, parallel: int) -> subprocess.Popen[by
     (trial.folder / "result.json").unlink(missing_ok=True)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     if parallel > 1:
-        environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // parallel)))
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // parallel)))
     with (trial.folder / "console.log").open("a") as console:
         return subprocess.Popen(
             command(trial),

@@ -1,0 +1,53 @@
+"""How many processor cores a run takes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from reverie.run import device
+
+
+@pytest.fixture
+def share(monkeypatch, tmp_path):
+    """Writes what a container's control group says; this process may run on eight cores."""
+    monkeypatch.setattr(device, "CGROUP", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+
+    def write(**files):
+        for name, text in files.items():
+            path = tmp_path / name.replace("__", "/").replace("max", "cpu.max")
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(f"{text}\n")
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"max": "max 100000"}, 8),
+        ({"max": "350000 100000"}, 3),
+        ({"max": "50000 100000"}, 1),
+        ({"max": "1600000 100000"}, 8),
+        ({"max": "nonsense"}, 8),
+        ({"cpu__cpu.cfs_quota_us": "200000", "cpu__cpu.cfs_period_us": "100000"}, 2),
+        ({"cpu__cpu.cfs_quota_us": "-1", "cpu__cpu.cfs_period_us": "100000"}, 8),
+    ],
+)
+def test_a_container_gets_no_more_cores_than_its_share(share, files, expected):
+    share(**files)
+    assert device.cores() == expected
+
+
+def test_torch_takes_its_threads_from_the_option_or_the_share(share, monkeypatch):
+    taken = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    share(max="200000 100000")
+    device.set_up(0, "auto")
+    device.set_up(5, "auto")
+    assert taken == [2, 5]
