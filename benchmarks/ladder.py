@@ -67,23 +67,28 @@ def aggregate(tasks: Sequence[Sequence[float]], resamples: int = 5000) -> tuple[
     return float(interquartile_mean(np.concatenate(rows))), float(low), float(high)
 
 
+def shared(outcomes: Sequence[Outcome]) -> list[str]:
+    """The tasks that every arm was trained on: over others, arms cannot be compared."""
+    arms = {run.arm for run in outcomes}
+    tasks = dict.fromkeys(run.task for run in outcomes)
+    return [task for task in tasks if {run.arm for run in outcomes if run.task == task} == arms]
+
+
 def summary(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """By arm: the normalised area and the normalised final return, each with its interval."""
+    """By arm, over shared tasks: the normalised area and the normalised final return, each with its interval."""
     found = {}
-    for arm in dict.fromkeys(outcome.arm for outcome in outcomes):
-        tasks: dict[str, list[Outcome]] = {}
-        for outcome in outcomes:
-            if outcome.arm == arm:
-                tasks.setdefault(outcome.task, []).append(outcome)
-        found[arm] = {
-            "area": aggregate([[run.normalised(run.area) for run in runs] for runs in tasks.values()]),
-            "final": aggregate([[run.normalised(run.final) for run in runs] for runs in tasks.values()]),
-        }
+    if tasks := shared(outcomes):
+        for arm in dict.fromkeys(run.arm for run in outcomes):
+            runs = [[run for run in outcomes if (run.task, run.arm) == (task, arm)] for task in tasks]
+            found[arm] = {
+                "area": aggregate([[run.normalised(run.area) for run in seeds] for seeds in runs]),
+                "final": aggregate([[run.normalised(run.final) for run in seeds] for seeds in runs]),
+            }
     return found
 
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
-    """Markdown: a row for every arm of every task, then the arms over all tasks."""
+    """Markdown: a row for every arm of every task, then the arms over the tasks that they share."""
     yield "| task | arm | final return of each seed | mean return | goals reached | others' goals | final, shuffled |"
     yield "|---|---|---|---|---|---|---|"
     for task, arm in dict.fromkeys((outcome.task, outcome.arm) for outcome in outcomes):
@@ -94,7 +99,8 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         area = _mean([run.area for run in runs], "{:.2f}")
         yield f"| {task} | {arm} | {finals} | {area} | {shares[0]} | {shares[1]} | {shuffled} |"
     yield ""
-    yield "| arm | interquartile mean of the normalised mean return | of the normalised final return |"
+    over = " and ".join(shared(outcomes))
+    yield f"| arm, over {over} | interquartile mean of the normalised mean return | of the normalised final return |"
     yield "|---|---|---|"
     for arm, scores in summary(outcomes).items():
         cells = [f"{middle:.2f} ({low:.2f} to {high:.2f})" for middle, low, high in scores.values()]

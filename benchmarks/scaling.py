@@ -16,8 +16,6 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
-import platform
 import resource
 import shutil
 import tempfile
@@ -30,6 +28,8 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from learning import machine
+from speed import CONFIGS, RESULTS
 
 from reverie import ENVIRONMENTS, DreamerV3Trainer, SequenceReplayBuffer
 from reverie.agent import Agent
@@ -37,8 +37,6 @@ from reverie.config import load
 from reverie.replay import ReplayOptions
 from reverie.run.device import set_up
 from reverie.types import ActionPart, ObservationSpec, Step
-
-RESULTS = Path(__file__).parent / "results"
 
 NAMES = {
     "cartpole": ["env.name=CartPole-v1"],
@@ -79,7 +77,7 @@ def opened(changes: Sequence[str]) -> Iterator[DreamerV3Trainer]:
     """A run of ``configs/flat.json`` with changes, in a folder that is thrown away, with a replay to learn from."""
     with tempfile.TemporaryDirectory() as folder:
         place = [f"run.directory={folder}", f"run.checkpoint_dir={folder}/newest"]
-        trainer = DreamerV3Trainer(load(Path("configs/flat.json"), [*SMALL, *place, *changes]))
+        trainer = DreamerV3Trainer(load(CONFIGS / "flat.json", [*SMALL, *place, *changes]))
         try:
             replay, length = trainer.replay, 2000
             random = np.random.default_rng(0)
@@ -148,7 +146,7 @@ def environments(options: argparse.Namespace) -> list[dict[str, Any]]:
         label = place if place == row["mode"] else f"{place} ({row['mode']})"
         print(f"{name:<10}{envs:5}  {label:<18}{row['collecting']:10.0f}/s{row['training']:8.0f}/s"
               f"{row['updates']:7.1f}/s{row['updates'] / row['updates alone']:10.0%}", flush=True)  # fmt: skip
-    plot(rows, options.output / "scaling.png")
+    plot(rows, options.results / "scaling.png")
     return rows
 
 
@@ -201,7 +199,7 @@ def store(replay: SequenceReplayBuffer, rows: int, streams: int) -> float:
 def replaying(options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of sampling 16 x 64 images at once, and while learning: there the copying happens beside it."""
     streams, spaces = 16, ({"image": FRAME}, (ActionPart("action", ACTIONS, True),))
-    config = load(Path("configs/pixels.json"))
+    config = load(CONFIGS / "pixels.json")
     set_up(options.threads, "auto")
     agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, torch.device("cpu"))
     chosen = ReplayOptions(batch_size=16, length=64, capacity=max(options.stored, 20_000), online=False)
@@ -279,16 +277,15 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="where the replay is stored (default: for temporary files)")
     parser.add_argument("--updates", type=int, default=5, help="beside which sampling is measured")
     parser.add_argument("--steps", type=int, default=10_000, help="of the run whose memory is watched")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the results")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     options = parser.parse_args()
     if strangers := set(options.parts) - PARTS.keys():
         parser.error(f"unknown part {', '.join(sorted(strangers))}; the parts are {', '.join(PARTS)}")
-    options.output.mkdir(parents=True, exist_ok=True)
-    path = options.output / "scaling.json"
+    options.results.mkdir(parents=True, exist_ok=True)
+    path = options.results / "scaling.json"
     results = json.loads(path.read_text()) if path.exists() else {}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {options.threads} threads"
     for part in options.parts or PARTS:
-        results[part] = {"machine": machine, "measured": PARTS[part](options)}
+        results[part] = {"machine": machine(), "threads": options.threads, "measured": PARTS[part](options)}
         path.write_text(json.dumps(results, indent=1) + "\n")
 
 

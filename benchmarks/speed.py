@@ -6,7 +6,8 @@
 Peers come from the package index, each into an environment of its own in ``.peers``, made on first use. All train the
 same network on batches of the same shape, with as many threads, held on fixed cores. Every measurement is a process of
 its own, and the contestants take turns, so that a busy minute of the machine hits all of them. Medians over all updates
-and peak memory go to ``benchmarks/results/speed.{json,png}``, a workload at a time. Runs on Linux.
+and peak memory go to ``benchmarks/results/speed.{json,png}``, a workload at a time, unless contestants are missing that
+are in there. Runs on Linux.
 """
 
 from __future__ import annotations
@@ -205,8 +206,9 @@ def main() -> None:
             continue
         table = compare(WORKLOADS[name], contestants, options.threads, options.seconds)
         show(name, table)
-        results[name] = {**circumstances, "contestants": table}
-        path.write_text(json.dumps(results, indent=1) + "\n")
+        if table.keys() >= results.get(name, {}).get("contestants", {}).keys():  # part of it replaces no whole
+            results[name] = {**circumstances, "contestants": table}
+            path.write_text(json.dumps(results, indent=1) + "\n")
     plot({name: results[name] for name in WORKLOADS if name in results}, path.with_suffix(".png"))
 
 

@@ -47,9 +47,9 @@ class AgentOptions(Options):
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Products inside networks; parameters, norms, losses and returns are always in single precision."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Fuse what an update computes with torch's compiler, on a GPU into CUDA graphs; `auto` does in long runs, but not
-    beside native kernels."""
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
+    """Fuse what an update computes with torch's compiler; `auto` does in long runs, but not beside native kernels.
+    `graphs` also launches what it made as CUDA graphs, on a GPU."""
 
     horizon: int = Field(default=15, ge=1)
     """Imagined steps of every dream."""
@@ -164,7 +164,7 @@ class Agent(nn.Module):
         """
         batch, generator = batch.to(self.device), self.generators["learn"]
         chance = torch.rand(*batch.reward.shape, self.world.sizes.stoch, generator=generator, device=self.device)
-        with compilation.learning(self.compiles), self.precision():
+        with compilation.learning(self.compiles, self.options.compile), self.precision():
             latent, losses = self.world.loss(batch, chance)
 
             dream = imagine(self.world, self.behavior, self.starts(latent), self.options.horizon, generator)

@@ -1,8 +1,9 @@
 """Whole functions fused by torch's compiler while an agent learns: the same functions, written once.
 
 `compiled` marks a function. Within `learning` its calls run machine code, which is made at the first call and kept in
-the user's cache; everywhere else, and where the compiler fails, Python runs the function as it is written. The shapes
-of an update never change, so nothing is compiled twice; acting and evaluation, whose shapes differ, are not compiled.
+the user's cache; everywhere else, and where the compiler fails at a function, Python runs it as it is written. The
+shapes of an update never change, so nothing is compiled twice; acting and evaluation, whose shapes differ, are not
+compiled.
 """
 
 from __future__ import annotations
@@ -26,14 +27,18 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
 """The environment variable that names the folder in which torch keeps what it compiled."""
 
-COMPILER: dict[str, Any] = {"backend": "inductor", "mode": "reduce-overhead"}
-"""What is asked of torch: its own compiler, and on a GPU one launch for all that a function does (CUDA graphs)."""
+BACKEND: Any = "inductor"
+"""Which of torch's compilers is used."""
+
+MODES = {"graphs": "reduce-overhead"}
+"""What else is asked of it, by the choice that asks."""
 
 REPAID = 5_000
 """Updates that repay the compiler's minutes."""
 
 _learning: ContextVar[bool] = ContextVar("learning", default=False)
 """Whether this thread is in an update that is compiled; another one may act meanwhile."""
+_mode: ContextVar[str | None] = ContextVar("mode", default=None)
 _failed = False
 
 
@@ -51,7 +56,7 @@ def compiled(function: Function) -> Function:
         from torch._dynamo.exc import TorchDynamoException  # a second of import that most runs never need
 
         try:
-            return fused(**COMPILER)(*arguments)
+            return fused(backend=BACKEND, mode=_mode.get())(*arguments)
         except TorchDynamoException as error:
             result = function(*arguments)  # a mistake in the function itself is raised here
             _give_up(error)
@@ -61,12 +66,12 @@ def compiled(function: Function) -> Function:
 
 
 @contextmanager
-def learning(enabled: bool) -> Iterator[None]:
+def learning(enabled: bool, choice: str = "on") -> Iterator[None]:
     """One update, whose marked functions are compiled if ``enabled`` and unless the compiler failed before.
 
-    What they return lasts until the next update, which may write over it.
+    With the choice ``graphs``, what they return lasts until the next update, which may write over it.
     """
-    before = _learning.set(enabled)
+    before, mode = _learning.set(enabled), _mode.set(MODES.get(choice))
     if enabled:
         folder()
         torch.compiler.cudagraph_mark_step_begin()
@@ -74,6 +79,7 @@ def learning(enabled: bool) -> Iterator[None]:
         yield
     finally:
         _learning.reset(before)
+        _mode.reset(mode)
 
 
 def folder() -> str:
@@ -84,13 +90,13 @@ def folder() -> str:
 
 
 def repays(choice: str, device: torch.device, updates: float = 0) -> bool:
-    """Whether to compile: ``on``, ``off``, or ``auto``, which asks if a run of so many updates repays it.
+    """Whether to compile: ``on``, ``graphs``, ``off``, or ``auto``, which asks if a run of so many updates repays it.
 
     Beside the native kernels it does not: they are as fast.
     """
     if choice == "auto":
         return updates >= REPAID and not native.serves(torch.empty(1, device=device))
-    return choice == "on"
+    return choice in ("on", *MODES)
 
 
 def works() -> bool:

@@ -58,7 +58,7 @@ class Lender:
 
 def main(backend: str, kernels: bool, agent: dict[str, Any], world: dict[str, Any]) -> dict[str, Any]:
     lender = Lender()
-    compilation.COMPILER = {"backend": lender if backend == "lender" else backend}
+    compilation.BACKEND = lender if backend == "lender" else backend
     native.use(kernels)
     torch.set_num_threads(1)
     core.SMALL = core.SMALL.model_copy(update=world)

@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def fresh(monkeypatch):
     """A compiler that has done nothing yet, and traces but makes no machine code."""
-    monkeypatch.setattr(compilation, "COMPILER", {"backend": "eager"})
+    monkeypatch.setattr(compilation, "BACKEND", "eager")
     monkeypatch.setattr(compilation, "_failed", False)
     torch._dynamo.reset()
     counters.clear()
@@ -53,8 +53,9 @@ def test_an_update_is_compiled_in_whole_functions_and_only_once():
     assert max(found["metrics"].values()) == max(found["gradients"].values()) == 0
 
 
-def test_nothing_of_an_update_is_needed_when_the_next_one_reuses_its_memory():
-    found = learn("lender")
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_of_an_update_is_needed_when_the_next_one_reuses_its_memory(checkpointing):
+    found = learn("lender", world={"gradient_checkpointing": checkpointing})
     assert found["reclaimed"] > 20
     assert found["kept"]  # metrics and latents, which others read later
     assert max(found["later"].values()) < 1e-3, found["later"]
@@ -69,6 +70,7 @@ def test_nothing_of_an_update_is_needed_when_the_next_one_reuses_its_memory():
         ({"kernels": False}, 1e-4),
         ({"world": {"gradient_checkpointing": True}}, 1e-4),
         ({"agent": {"precision": "bf16"}}, 0.1),
+        ({"agent": {"compile": "graphs"}}, 1e-4),
     ],
 )
 def test_a_compiled_update_is_the_update_as_written(choices, tolerance):
@@ -121,7 +123,7 @@ def test_another_thread_that_acts_meanwhile_is_not_compiled():
 
 @pytest.mark.usefixtures("both_ways")
 def test_a_run_is_compiled_when_told_to_or_where_it_is_long_and_no_kernels_serve():
-    assert repays("on", CPU) and not repays("off", CPU, 1e9)
+    assert repays("on", CPU) and repays("graphs", CPU) and not repays("off", CPU, 1e9)
     assert repays("auto", CPU, compilation.REPAID) == (not native.version())
     assert not repays("auto", CPU, compilation.REPAID - 1) and not repays("auto", CPU)
 
@@ -130,7 +132,7 @@ def test_a_run_is_compiled_when_told_to_or_where_it_is_long_and_no_kernels_serve
 
 
 def test_without_a_compiler_functions_run_as_written_and_one_line_says_so(fresh, tmp_path, caplog):
-    fresh.setattr(compilation, "COMPILER", {"backend": "inductor"})
+    fresh.setattr(compilation, "BACKEND", "inductor")
     fresh.setenv(compilation.CACHE, str(tmp_path))
     with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
         for _ in range(2):

@@ -78,6 +78,8 @@ def test_points_edges_and_rewards_of_a_dream_are_aligned(world, monkeypatch):
     assert dream.reward["extrinsic"][0].tolist() == [1, 2, 3, 4, 5]
     assert dream.continues[0].tolist() == [0, 1, 2, 3, 4, 5]
     close(dream.logprob, torch.zeros(2, HORIZON))
+    assert dream.latent.deter.data_ptr() == dream.latent.features.data_ptr()  # held once
+    close(dream.latent.features, torch.cat([dream.latent.deter, dream.latent.stoch.flatten(-2)], -1))
 
 
 def test_every_imagined_latent_comes_from_the_prior_of_its_own_state(world, behavior, start):

@@ -27,6 +27,9 @@ import numpy as np
 from reverie.env.wrappers import Environment, Observation
 from reverie.types import ReverieError
 
+THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
+"""What libraries of numbers ask for their number of threads."""
+
 SLICE = 1.0
 """Seconds counted at most for one wait: if this process was suspended, its workers were too and are not to blame."""
 
@@ -101,7 +104,7 @@ class Worker:
             context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=serve, args=(theirs, recipe), name=name, daemon=True)
-        with _without_main():
+        with _without_main(), _with_one_thread():
             self.process.start()
         theirs.close()
 
@@ -140,7 +143,6 @@ class Worker:
 def serve(connection: Connection, recipe: bytes) -> None:
     """The life of a worker: build the environment, answer until the other end closes. It ends with its first error."""
     _leave_the_terminal_to_the_parent()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there are as many workers as environments
     threading.Thread(target=_end_with_parent, daemon=True).start()
     environment = None
     try:
@@ -198,6 +200,24 @@ def _without_main() -> Iterator[None]:
         yield
     finally:
         sys.modules["__main__"] = main
+
+
+@contextlib.contextmanager
+def _with_one_thread() -> Iterator[None]:
+    """What starts here computes with one thread, for there are as many workers as environments.
+
+    Libraries ask when they are loaded, which in a worker is before any line of ours.
+    """
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _next(connection: Connection) -> tuple:

@@ -123,13 +123,14 @@ class _MaxPool(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         largest, place = F.max_pool2d(x, 2, return_indices=True)
         ctx.save_for_backward(place)
+        ctx.size = x.shape[-2:]
         return largest
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (place,) = ctx.saved_tensors
-        return F.max_unpool2d(gradients[0], place, [2, 2])
+        return F.max_unpool2d(gradients[0], place, [2, 2], output_size=ctx.size)
 
 
 class Convolution(nn.Conv2d):

@@ -28,7 +28,7 @@ from reverie import config as configuration
 from reverie.config import Config
 from reverie.types import ConfigError, ReverieError, StoredDataError
 
-FORMAT = 1
+FORMAT = 2
 """The layout of the saved state; raised when a reader of the old one could not understand the new one."""
 
 MARK = b"reverie blake2b:"

@@ -21,6 +21,9 @@ MALLOC = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}
 """Settings of mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes."""
 
 
+THREADS = torch.get_num_threads()
+"""What torch chose when it was loaded."""
+
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its share of the processor."""
 
@@ -42,8 +45,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_up(threads: int, kernels: str) -> None:
-    """Chooses, for the whole process, CPU threads (0: as torch does, at most `cores`) and native kernels (``auto``)."""
-    torch.set_num_threads(threads or min(torch.get_num_threads(), cores()))
+    """Chooses, for the whole process, CPU threads (0: as torch chose, at most `cores`) and native kernels."""
+    torch.set_num_threads(threads or min(THREADS, cores()))
     native.use(kernels == "auto")
     keep_freed_memory()
 

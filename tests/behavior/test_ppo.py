@@ -12,7 +12,7 @@ from reverie.behavior.ppo import improve, kl_estimate, pieces, surrogate
 from reverie.functional import mixed_log_probs
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, Rollout
-from tests.core import close, lookup, make_level, no_replay, record, shake
+from tests.core import Recorder, close, lookup, make_level, no_replay, record, shake
 
 PAIR = (ActionPart("choice", 2, True),)
 
@@ -105,6 +105,15 @@ def test_a_stopped_actor_keeps_its_parameters_and_the_critic_moves():
     moved = {name for name, parameter in level.named_parameters() if not torch.equal(parameter, before[name])}
     assert {name.split(".")[0] for name in moved} == {"critic"}
     assert optimizers["actor"].count == 0 and optimizers["critic"].count == 2
+
+
+def test_the_actor_steps_before_the_critic_is_asked_so_that_one_graph_is_held_at_a_time(monkeypatch):
+    level, order = steered([[0.5, 0.5]], epochs=1, minibatches=1), []
+    ask, step = level.value_loss, Recorder.step
+    monkeypatch.setattr(level, "value_loss", lambda *inputs: order.append("asked") or ask(*inputs))
+    monkeypatch.setattr(Recorder, "step", lambda *inputs, when: order.append("step") or step(*inputs, when=when))
+    record(level, *one_hot_rollout([[0.5, 0.5]]), no_replay(2))
+    assert order == ["step", "asked", "step"]
 
 
 def test_an_actor_that_stopped_does_not_start_again():

@@ -196,13 +196,34 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     assert not any(is_running(pid) for pid in workers)
 
 
-def run_script(folder: Path, body: str) -> Any:
+def test_an_environment_in_a_process_computes_with_one_thread(tmp_path):
+    body = """
+    import os
+    from types import SimpleNamespace
+    import cloudpickle
+    from reverie.env.worker import Worker
+
+    def build():
+        import torch
+        return SimpleNamespace(observation=torch.get_num_threads(), action=None, close=lambda: None)
+
+    worker = Worker(cloudpickle.dumps(build), "one")
+    worker.send("describe")
+    print(worker.receive(60.0)[0], os.environ["OMP_NUM_THREADS"])
+    worker.release()
+    worker.stop(time.monotonic() + 10)
+"""
+    program = run_script(tmp_path, body, OMP_NUM_THREADS="2")
+    assert program.communicate(timeout=60)[0].split() == ["1", "2"]
+
+
+def run_script(folder: Path, body: str, **settings: str) -> Any:
     """A program of its own that plays; its output can be read."""
     head = (
         "import time\nfrom pathlib import Path\nimport numpy as np\nfrom reverie.env import EnvOptions, make_vector\n"
     )
     (folder / "play.py").write_text(f"{head}if __name__ == '__main__':\n{body}")
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | settings
     return subprocess.Popen([sys.executable, folder / "play.py"], stdout=subprocess.PIPE, text=True, env=environment)
 
 

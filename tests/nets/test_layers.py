@@ -80,7 +80,7 @@ def test_a_block_layer_is_a_block_diagonal_matrix():
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_the_pool_keeps_places_instead_of_the_image(layout):
     torch.manual_seed(0)
-    images = torch.randn(2, 3, 6, 4).to(memory_format=layout).requires_grad_()
+    images = torch.randn(2, 3, 6, 5).to(memory_format=layout).requires_grad_()
     kept: list[torch.Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
         found = MaxPool()(images)

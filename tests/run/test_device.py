@@ -45,7 +45,7 @@ def test_a_container_gets_no_more_cores_than_its_share(share, files, expected):
 
 def test_torch_takes_its_threads_from_the_option_or_the_share(share, monkeypatch):
     taken = []
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(device, "THREADS", 6)
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     share(max="200000 100000")
     device.set_up(0, "auto")
