@@ -47,7 +47,10 @@ class Grid:
 
 
 def axes(tree: Mapping[str, Any], options: type[Options] = Config, prefix: str = "") -> dict[str, list[Any]]:
-    """The lists in nested values that stand where an option takes one value, by the option's key; the seed is last."""
+    """The lists in nested values that stand where an option takes one value, by the option's key.
+
+    Options with short names come first and the seed last, in whatever order they were written.
+    """
     found: dict[str, list[Any]] = {}
     for name, value in tree.items():
         kind = options.model_fields[name].annotation if name in options.model_fields else None
@@ -55,7 +58,12 @@ def axes(tree: Mapping[str, Any], options: type[Options] = Config, prefix: str =
             found |= axes(value, kind, f"{prefix}{name}.") if isinstance(value, dict) else {}
         elif kind is not None and isinstance(value, list) and not _takes_lists(kind):
             found[prefix + name] = value
-    return dict(sorted(found.items(), key=lambda axis: axis[0] == SEED))
+    return found if prefix else _ordered(found)
+
+
+def _ordered(found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    order = [*FLAT.values(), *configuration.keys(Config)]
+    return dict(sorted(found.items(), key=lambda axis: (axis[0] == SEED, order.index(axis[0]))))
 
 
 def expand(tree: Mapping[str, Any], name: str) -> Grid:

@@ -34,7 +34,7 @@ def table(grid: Grid, results: Results) -> Iterator[str]:
     width = max(len(settings) for _, settings, _ in rows)
     yield f"rank  {'settings':<{width}}  {'best':>9}  {'last':>9}  seeds"
     for rank, (means, settings, seeds) in enumerate(rows, 1):
-        best, last = [f"{value:.1f}" for value in means] or "--"
+        best, last = [f"{value:.1f}" for value in means] or ("-", "-")
         yield f"{rank:>4}  {settings:<{width}}  {best:>9}  {last:>9}  {seeds:>5}"
     yield from (f"{name}: {result.message}" for name, result in results.items() if result.message)
 

@@ -93,6 +93,15 @@ def test_seeds_are_the_last_axis_and_lists_by_their_own_type_are_none():
     assert expand(tree, "x").trials[1].name == "world.size=tiny,agent.world_optimizer.beta1=0.9,seed=1"
 
 
+def test_trials_have_the_same_names_in_whatever_order_their_options_were_written():
+    grid = expand(configuration.read(ROOT / "configs" / "experiment.json"), "experiment")
+    assert grid.trials[0].name == "kl_scale=0.5,free_nats=1.0,clip_ratio=0.1"
+    assert [trial.name for trial in expand(grid.tree, "").trials] == [trial.name for trial in grid.trials]
+    backwards = dict(reversed(grid.axes.items()))
+    trials = expand(configuration.change(grid.tree, (), backwards), "").trials
+    assert [trial.name for trial in trials] == [trial.name for trial in grid.trials]
+
+
 @pytest.mark.parametrize("values", [["dmc/cartpole_balance", "dmc-cartpole_balance"], ["x" * 100, "x" * 101]])
 def test_names_are_safe_short_and_different(values):
     trials = expand({"env": {"name": values}}, "my sweep!").trials
