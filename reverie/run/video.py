@@ -15,7 +15,7 @@ Frame = UInt8[np.ndarray, "_ _ 3"]
 Frames = UInt8[np.ndarray, "T _ _ 3"]
 
 BACKGROUND, PANEL, SHADE, FAINT = (13, 17, 23), (22, 27, 34), (30, 40, 54), (72, 79, 88)
-TEXT, TRUTH, DREAM = (201, 209, 217), (121, 192, 255), (255, 166, 87)
+TEXT, TRUTH, DREAM, GOAL = (201, 209, 217), (121, 192, 255), (255, 166, 87), (126, 231, 135)
 MARGIN = 16
 SMALLEST = 240
 """Frames with shorter sides are enlarged: players blur small ones."""
@@ -59,12 +59,13 @@ def side_by_side(
     """Shows what happened beside what was dreamed.
 
     Images uint8 [T, H, W, 1 or 3] become panels, truth | dream | error and, where there is a manager, its goal.
-    Anything else, flattened to [T, D], becomes curves over time. The first ``context`` steps were seen by the model,
-    the rest it had to imagine.
+    Anything else, flattened to [T, D], becomes curves over time, the goal one of them. The first ``context`` steps were
+    seen by the model, the rest it had to imagine.
     """
     if truth.ndim == 4 and truth.shape[-1] in (1, 3) and truth.dtype == np.uint8:
         return _panels(truth, dream, context, goal)
-    return _curves(truth.reshape(len(truth), -1), dream.reshape(len(dream), -1), context)
+    lines = [None if values is None else values.reshape(len(truth), -1) for values in (truth, dream, goal)]
+    return _curves(*lines, context)  # type: ignore[arg-type]
 
 
 def _panels(
@@ -96,8 +97,13 @@ def _panels(
     return np.stack(frames)
 
 
-def _curves(truth: Shaped[np.ndarray, "T D"], dream: Shaped[np.ndarray, "T D"], context: int) -> Frames:
-    """One small chart per component: the whole truth, and the dream as far as it has come."""
+def _curves(
+    truth: Shaped[np.ndarray, "T D"],
+    dream: Shaped[np.ndarray, "T D"],
+    goal: Shaped[np.ndarray, "T D"] | None,
+    context: int,
+) -> Frames:
+    """One small chart per component: the whole truth, all goals, and the dream as far as it has come."""
     truth, dream = np.nan_to_num(truth.astype(np.float64)), np.nan_to_num(dream.astype(np.float64))
     shown = np.sort(np.argsort(-truth.std(0), kind="stable")[:MOST_LINES])
     columns = 1 if len(shown) == 1 else 2
@@ -106,13 +112,16 @@ def _curves(truth: Shaped[np.ndarray, "T D"], dream: Shaped[np.ndarray, "T D"], 
     size = (columns * (wide + MARGIN) + MARGIN, rows * (high + MARGIN) + top)
     canvas = Image.new("RGB", (size[0] * zoom, size[1] * zoom), BACKGROUND)
     draw = ImageDraw.Draw(canvas)
-    for x, name, color in ((MARGIN, "truth", TRUTH), (MARGIN + 58, "dream", DREAM), (MARGIN + 122, "seen", FAINT)):
+    legend = [("truth", TRUTH), ("dream", DREAM), ("seen", FAINT)] + ([] if goal is None else [("goal", GOAL)])
+    for place, (name, color) in enumerate(legend):
+        x = MARGIN + 61 * place
         draw.text((x * zoom, 12 * zoom), name, color, _font(14 * zoom))
     charts = []
     for place, component in enumerate(shown):
         left = MARGIN + place % columns * (wide + MARGIN)
         box = [zoom * edge for edge in (left, top + place // columns * (high + MARGIN), wide, high)]
-        charts.append(_chart(draw, box, truth[:, component], dream[:, component], context, f"{component}", zoom))
+        aim = None if goal is None else np.nan_to_num(goal[:, component].astype(np.float64))
+        charts.append(_chart(draw, box, truth[:, component], dream[:, component], aim, context, f"{component}", zoom))
     frames = []
     for t in range(len(truth)):
         for points, _ in charts:
@@ -127,7 +136,7 @@ def _curves(truth: Shaped[np.ndarray, "T D"], dream: Shaped[np.ndarray, "T D"], 
     return np.stack(frames)
 
 
-def _chart(draw, box, truth, dream, context: int, name: str, zoom: int):
+def _chart(draw, box, truth, dream, goal, context: int, name: str, zoom: int):
     """Draws what does not move of one chart; returns the dream's points and the chart's edges."""
     left, top, width, height = box
     right, bottom = left + width, top + height
@@ -146,6 +155,8 @@ def _chart(draw, box, truth, dream, context: int, name: str, zoom: int):
         seen = points(truth)[min(context, len(truth)) - 1][0]
         draw.rounded_rectangle((left, top, seen, bottom), 6 * zoom, SHADE)
     draw.text((left + inset, top + 4 * zoom), name, FAINT, _font(11 * zoom))
+    if goal is not None:
+        draw.line(points(goal), GOAL, 2 * zoom)
     draw.line(points(truth), TRUTH, 2 * zoom, "curve")
     return points(dream), (left, top, right, bottom)
 

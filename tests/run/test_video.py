@@ -59,6 +59,16 @@ def test_images_become_truth_dream_and_error():
     assert (panels[2][40, 40] == 235).all()
 
 
+def test_a_goal_is_a_fourth_panel_and_a_third_line():
+    truth, dream, goal = movie(), movie()[::-1], movie()[:, ::-1]
+    frames = video.side_by_side(truth, dream, goal=goal)
+    left = video.MARGIN + 3 * (256 + video.MARGIN)
+    np.testing.assert_array_equal(frames[3, 34 : 34 + 256 : 4, left : left + 256 : 4], goal[3])
+    lines = np.linspace(0, 1, 60, dtype=np.float32).reshape(30, 2)
+    plain, aimed = (video.side_by_side(lines, lines, goal=goal)[0] for goal in (None, 1 - lines))
+    assert colored(aimed, video.GOAL) > 100 > colored(plain, video.GOAL)
+
+
 def test_gray_images_are_shown_too():
     assert video.side_by_side(movie()[..., :1], movie()[..., :1]).shape[-1] == 3
 
