@@ -201,7 +201,7 @@ def random_return(task: Task, episodes: int = 100) -> float:
     return float(np.mean(finished))
 
 
-def plot(name: str, goal: float, random: float, curves: list[Curve], path: Path) -> None:
+def plot(name: str, goal: float, random: float, curves: dict[int, Curve], path: Path) -> None:
     """Every seed's curve, the goal, and a random policy."""
     import matplotlib
 
@@ -210,7 +210,7 @@ def plot(name: str, goal: float, random: float, curves: list[Curve], path: Path)
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True)
     for axis, column, label in ((axes[0], "step", "environment steps"), (axes[1], "seconds", "seconds of training")):
-        for seed, points in enumerate(curves):
+        for seed, points in curves.items():
             axis.plot(points[column], points["return"], label=f"seed {seed}", linewidth=1.4)
         axis.axhline(goal, color="gray", linestyle="--", linewidth=1)
         axis.axhline(random, color="gray", linestyle=":", linewidth=1)
@@ -232,10 +232,10 @@ def machine() -> str:
     return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
-def report(name: str, curves: list[Curve], load: str) -> None:
-    """Writes the results of one task, and prints a line for each seed."""
+def report(name: str, curves: dict[int, Curve], load: str) -> None:
+    """Writes the results of one task by seed, and prints a line for each."""
     task = EVERY[name]
-    random, verdicts = random_return(task), [judge(points, task.goal) for points in curves]
+    random, verdicts = random_return(task), [judge(points, task.goal) for points in curves.values()]
     result = {
         "task": name,
         "config": task.config,
@@ -243,13 +243,14 @@ def report(name: str, curves: list[Curve], load: str) -> None:
         "random": random,
         "machine": machine(),
         "side by side": load,
+        "seeds": [*curves],
         "verdicts": verdicts,
-        "curves": curves,
+        "curves": [*curves.values()],
     }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"learning_{name}.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(name, task.goal, random, curves, RESULTS / f"learning_{name}.png")
-    for seed, verdict in enumerate(verdicts):
+    for seed, verdict in zip(curves, verdicts, strict=True):
         print(f"{name} seed {seed}: {verdict}", flush=True)
 
 
@@ -298,6 +299,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
     options = parser.parse_args()
     names = options.tasks or list(LADDER_TASKS if options.arms else TASKS)
+    if unknown := set(names) - (LADDER_TASKS if options.arms else EVERY).keys():
+        parser.error(f"{min(unknown)} is no task{' of the ladder' * bool(options.arms)}; choose from "
+                     f"{', '.join(LADDER_TASKS if options.arms else EVERY)}")  # fmt: skip
+    arms = sorted(path.stem for path in Path("configs/ladder").glob("*.json"))
+    if unknown := set(options.arms or ()) - set(arms):
+        parser.error(f"{min(unknown)} is no arm; choose from {', '.join(arms)}")
     load = f"{options.parallel} x {options.threads} threads"
     runs = [
         Run(name, seed, arm)
@@ -313,7 +320,8 @@ def main() -> None:
             compare({run: curve for run, job in jobs.items() if (curve := job.result())}, load)
         else:
             for name in names:
-                if found := [curve for run, job in jobs.items() if run.name == name and (curve := job.result())]:
+                results = {run.seed: job.result() for run, job in jobs.items() if run.name == name}
+                if found := {seed: curve for seed, curve in results.items() if curve}:
                     report(name, found, load)
     sys.exit(any(job.result() is None for job in jobs.values()))
 
