@@ -11,6 +11,7 @@ from torch import Tensor
 
 from reverie.agent import Agent
 from reverie.behavior import views
+from reverie.behavior.actor_critic import BehaviorOptions, Stream
 from reverie.behavior.goals import GOAL_REWARDS
 from reverie.behavior.hierarchy import REACHED, Hierarchy, HierarchyOptions
 from reverie.imagine import imagine
@@ -153,6 +154,18 @@ def test_streams_without_weight_are_left_out(changes, manager, worker):
     for level, streams in zip(behavior.levels, (manager, worker), strict=True):
         assert {name: stream.weight for name, stream in level.streams.items()} == streams
         assert [stream.split for stream in level.streams.values()] == [name == "goal" for name in streams]
+
+
+def test_every_option_reaches_the_level_that_it_is_for():
+    planning = {"minibatches": 3, "target_kl": 0.5, "entropy": 0.2, "entropy_target": 0.4}
+    pay = {"novelty_weight": 0.3, "novelty_horizon": 20, "goal_weight": 2.0, "goal_horizon": 30}
+    options = BehaviorOptions(horizon=50)
+    hierarchy = HierarchyOptions(enabled=True, **planning, **pay)
+    manager, worker = make_behavior(hierarchy, options, features=6, deter=4).levels
+    assert {name: getattr(manager.options, name) for name in planning} == planning
+    assert manager.streams == {"extrinsic": Stream(1.0, 50), "novelty": Stream(0.3, 20)}
+    assert worker.streams == {"extrinsic": Stream(1.0, 50), "goal": Stream(2.0, 30, split=True)}
+    assert worker.options == options
 
 
 @pytest.mark.parametrize(("time", "scale"), [("smdp", 0.3), ("director", 0.0)])

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from reverie.behavior.ppo import surrogate
 from reverie.nets.distributions import ActionDistribution, BoundedNormal, OneHot
 from reverie.types import ActionPart
 from tests.core import close, uniform
@@ -107,6 +108,7 @@ def test_the_groups_of_a_code_make_one_joint_probability(change, ratio):
     logprobs = [code.logprob(params.flatten(-2), action) for params in (old, new)]
     assert logprobs[0].shape == (2, 3)
     close((logprobs[1] - logprobs[0]).exp(), torch.full((2, 3), ratio))
+    close(surrogate(logprobs[1], logprobs[0], torch.ones(2, 3), 0.2), torch.full((2, 3), min(ratio, 1.2)))
 
 
 def test_the_groups_of_a_code_are_independent():
