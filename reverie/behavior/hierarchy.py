@@ -38,13 +38,13 @@ class HierarchyOptions(Options):
     goals: str = "autoencoder"
     """Compressed states (`autoencoder`), numbered skills (`skill`), or another one of `GOAL_SPACES`."""
     goal_nats: float = Field(default=8.0, gt=0, lt=16.6)
-    """What a code tells of a state, of 16.6 nats: with more, paintings are sharper; with less, more codes paint states
-    that exist."""
+    """What an autoencoder's code tells of a state, of 16.6 nats: with more, paintings are sharper; with less, more
+    codes paint states that exist."""
     num_options: int = Field(default=16, ge=2, le=1024)
     """Number of skills."""
     goal_reward: str = "max_cosine"
-    """How a reached state is compared with the wanted one: `max_cosine`, `cosine`, `distance`, or another one of
-    `goals.GOAL_REWARDS`."""
+    """How a reached state is compared with the one that an autoencoder's code paints: `max_cosine`, `cosine`,
+    `distance`, or another one of `goals.GOAL_REWARDS`."""
     goal_weight: float = Field(default=1.0, ge=0)
     """Weight of reaching goals for the worker."""
     goal_horizon: float = Field(default=100, gt=1)

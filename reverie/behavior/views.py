@@ -1,8 +1,8 @@
 """What each level of the behavior sees of a dream: pure functions from `Dream` to `Rollout`.
 
-As published, an edge weighs as much as it is likely and undiscounted to be reached, the start's own continuation
-included: ``weight_t = prod_{k<=t} discount * continue_k``. All levels share this one weight; it is never restarted
-where a goal changes, so that nobody learns from what follows an imagined death.
+As published, an edge weighs the product of discounts and continue probabilities up to the state where it begins, that
+state included: ``weight_t = prod_{k<=t} discount * continue_k``. All levels share this one weight; it is never
+restarted where a goal changes, so that nobody learns from what follows an imagined death.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 The game is that of Hafner et al., "Deep Hierarchical Planning from Pixels" (2022). The player stays or moves one cell;
 a history holds the last n pads that were stepped on, each noted when it differs from the one before. When it reads
-1, 2, ..., n the reward is 1. The tenth step after that begins in a random cell with an empty history. Only time ends an
-episode, so its return counts its successes.
+1, 2, ..., n the reward is 1 (published: 10). The tenth step after that begins in a random cell with an empty history.
+Only time ends an episode, so its return counts its successes.
 
 ``three`` to ``six`` are the published boards of 16 x 14 cells; the others are for small computers: 9 x 9 cells with
 three or four pads and 11 x 11 with five, their outer walls included.
