@@ -98,8 +98,10 @@ def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
         shuffled = _mean([run.shuffled_return for run in runs], "{:.2f}")
         area = _mean([run.area for run in runs], "{:.2f}")
         yield f"| {task} | {arm} | {finals} | {area} | {shares[0]} | {shares[1]} | {shuffled} |"
+    if not (tasks := shared(outcomes)):
+        return
     yield ""
-    over = " and ".join(shared(outcomes))
+    over = " and ".join(tasks)
     yield f"| arm, over {over} | interquartile mean of the normalised mean return | of the normalised final return |"
     yield "|---|---|---|"
     for arm, scores in summary(outcomes).items():

@@ -126,6 +126,8 @@ def test_table_has_every_arm_of_every_task_and_the_arms_together(ladder: ModuleT
     assert lines[-1].endswith("| 1.00 (1.00 to 1.00) |")
     runs += [outcome(ladder, "a", 0, [1.0], "z")]  # where the other was not trained
     assert lines[-4:] == list(ladder.table(runs))[-4:]
+    apart = [outcome(ladder, "a", 0, [1.0], "x"), outcome(ladder, "b", 0, [1.0], "y")]
+    assert len(list(ladder.table(apart))) == 4  # a heading and two rows: nothing to compare
     ladder.plot(runs, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").stat().st_size > 1000
 
