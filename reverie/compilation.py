@@ -74,7 +74,8 @@ def learning(enabled: bool, choice: str = "on") -> Iterator[None]:
     before, mode = _learning.set(enabled), _mode.set(MODES.get(choice))
     if enabled:
         folder()
-        torch.compiler.cudagraph_mark_step_begin()
+        if _mode.get() is not None:
+            torch.compiler.cudagraph_mark_step_begin()
     try:
         yield
     finally:

@@ -62,8 +62,8 @@ def main(backend: str, kernels: bool, agent: dict[str, Any], world: dict[str, An
     native.use(kernels)
     torch.set_num_threads(1)
     core.SMALL = core.SMALL.model_copy(update=world)
-    options = {"behavior": PASSES, "hierarchy": PLANNED, **agent}
-    plain, fused = (make_agent(IMAGE | VECTORS, compile=choice, **options) for choice in ("off", "on"))
+    options = {"behavior": PASSES, "hierarchy": PLANNED, "compile": "on", **agent}
+    plain, fused = (make_agent(IMAGE | VECTORS, **options | changes) for changes in ({"compile": "off"}, {}))
     shake(plain), shake(fused)
     batch = make_batch(plain.world)
     expected, _ = plain.learn(batch)
