@@ -74,7 +74,7 @@ def imagine(
         actions.append(action)
         choices.append(choice)
     latent, policy, action = join(latents).once(), torch.cat(policies, 1), torch.cat(actions, 1)
-    del latents, here
+    del latents, here  # their memory is needed below
     goal = Goal(*(torch.stack(fields, 1) for fields in zip(*(goal.fields for goal in goals), strict=True)))
     features, choice = latent.features, torch.stack(choices, 1)
     return Dream(
