@@ -17,7 +17,7 @@ from torch._dynamo.utils import counters
 
 from reverie import compilation, native
 from tests import core
-from tests.core import IMAGE, PASSES, PLANNED, VECTORS, make_agent, make_batch, shake
+from tests.core import FLAT, IMAGE, PASSES, PLANNED, VECTORS, make_agent, make_batch, shake
 from tests.test_agent import step_of
 
 
@@ -62,7 +62,8 @@ def main(backend: str, kernels: bool, agent: dict[str, Any], world: dict[str, An
     native.use(kernels)
     torch.set_num_threads(1)
     core.SMALL = core.SMALL.model_copy(update=world)
-    options = {"behavior": PASSES, "hierarchy": PLANNED, "compile": "on", **agent}
+    hierarchy = PLANNED if backend == "lender" else FLAT
+    options = {"behavior": PASSES, "hierarchy": hierarchy, "compile": "on", **agent}
     plain, fused = (make_agent(IMAGE | VECTORS, **options | changes) for changes in ({"compile": "off"}, {}))
     shake(plain), shake(fused)
     batch = make_batch(plain.world)
