@@ -69,10 +69,15 @@ def call(kernel: str, *arguments: Any) -> None:
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
+    """`place`, as an argument of a kernel."""
+    return ctypes.c_void_p(place(tensor))
+
+
+def place(tensor: Tensor) -> int:
     """Where a contiguous tensor begins; the caller keeps the tensor alive during the call."""
     assert tensor.is_contiguous()
     assert tensor.dtype == torch.float32
-    return ctypes.c_void_p(tensor.data_ptr())
+    return tensor.data_ptr()
 
 
 # --- building ---

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
@@ -50,11 +51,8 @@ Dense = tuple[Tensor, Tensor, Tensor | None]
 """Weight [O, I], bias [O] and, where norm and SiLU follow, their scale [O]."""
 
 
-class _Layer(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "scale", "before", "after")),
-        *((name, ctypes.c_int) for name in ("inputs", "outputs")),
-    ]
+LAYER = "5P2i"
+"""`Layer` of shared.h: five places and two widths."""
 
 
 class _Stack(torch.autograd.Function):
@@ -89,7 +87,7 @@ class _Stack(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         widths = [len(scale) for _, _, scale in layers if scale is not None]
         dscale = x.new_zeros(-(-rows // BLOCK), sum(widths))
-        places, outputs = structure(layers, before, after), (ctypes.c_void_p * depth)(*(e.data_ptr() for e in d))
+        places, outputs = structure(layers, before, after), (ctypes.c_void_p * depth)(*map(native.place, d))
         native.call("mlp_backward", places, depth, dy, outputs, dx, dscale, ctypes.c_int64(rows), BLOCK)
         inputs, needed = [x.view(rows, -1), *after][:depth], ctx.needs_input_grad[2:]
         pairs: list[Tensor | None] = []
@@ -105,19 +103,13 @@ def _layers(scales: int, parameters: Sequence[Tensor]) -> list[Dense]:
     return list(zip(weights, biases, given, strict=True))
 
 
-def structure(
-    layers: Sequence[Dense], before: Sequence[Tensor] = (), after: Sequence[Tensor] = ()
-) -> ctypes.Array[_Layer]:
+def structure(layers: Sequence[Dense], before: Sequence[Tensor] = (), after: Sequence[Tensor] = ()) -> bytes:
     """The layers as the kernels take them, with the places for what comes before and after norm and SiLU."""
-
-    def place(tensor: Tensor | None) -> ctypes.c_void_p | None:
-        return None if tensor is None else native.address(tensor)
-
-    rows = [
-        _Layer(*map(place, (weight, bias, scale, pre, post)), weight.shape[1], weight.shape[0])
-        for (weight, bias, scale), pre, post in zip_longest(layers, before, after)
-    ]
-    return (_Layer * len(layers))(*rows)
+    numbers: list[int] = []
+    for (weight, bias, scale), pre, post in zip_longest(layers, before, after):
+        numbers += [0 if tensor is None else native.place(tensor) for tensor in (weight, bias, scale, pre, post)]
+        numbers += reversed(weight.shape)
+    return struct.pack(LAYER * len(layers), *numbers)
 
 
 def stack_serves(x: Tensor, layers: Sequence[Dense]) -> bool:
