@@ -25,7 +25,7 @@ from reverie.run.collect import Episode, Scores
 from reverie.run.device import choose_device, set_up
 from reverie.types import Carry, Step
 
-MOST_ENVS = 50
+MOST_ENVS = 100
 """Fast environments that are played side by side at most; of slow ones, as many as in training."""
 
 RECORDED = 100
