@@ -84,10 +84,9 @@ def test_a_compiled_update_is_the_update_as_written(choices):
 def test_a_compiled_update_in_half_precision_is_near_the_update_as_written():
     found = learn("inductor", agent={"precision": "bf16"})
     assert found["compiled"] and not found["compiled later"] and not found["broken"]
-    # A critic's gradient is a small difference: even as written, bf16 and fp32 are up to 70 % apart there.
-    assert found["gradients"]["critic"] < 0.7
-    assert max(found["gradients"][name] for name in ("world", "actor")) < 0.1, found["gradients"]
-    assert max(found["metrics"].values()) < 0.1, found["metrics"]
+    # What actors and critics make of a dream is left out: where bf16 draws one other action, it is another dream.
+    assert found["gradients"]["world"] < 0.02
+    assert max(value for name, value in found["metrics"].items() if name.startswith("world/")) < 0.02
 
 
 # --- where functions are compiled ---
