@@ -1,6 +1,6 @@
 """How a run scales: with environments, with a large replay, with time.
 
-    python benchmarks/scaling.py                                    # all parts, about five minutes
+    python benchmarks/scaling.py                                    # all parts, about fifteen minutes
     python benchmarks/scaling.py environments --names sleep --envs 1 2
     python benchmarks/scaling.py replay --stored 1000000            # twelve gigabytes of disk
     python benchmarks/scaling.py memory
@@ -49,6 +49,8 @@ PLACES = {
     "processes": ["env.mode=processes"],
     "async": ["env.mode=auto", "run.async=true"],
 }
+TURNS = 5
+"""Of the learner alone and of the run."""
 SMALL = ["logger.tensorboard=false", "replay.batch_size=16", "replay.length=16"]
 
 
@@ -110,24 +112,37 @@ def per_second(action: Callable[[], Any], seconds: float) -> float:
 
 
 def measure(name: str, place: str, envs: int, threads: int, seconds: float) -> dict[str, Any]:
-    """Environment steps per second without and with learning, and updates per second with and without environments."""
+    """Environment steps per second without and with learning, and updates per second with and without environments.
+
+    Medians of turns: the learner alone and the whole run follow each other closely, because machines have good and bad
+    minutes.
+    """
     changes = [*NAMES[name], *PLACES[place], f"env.envs={envs}", f"run.threads={threads}"]
     with opened(changes) as trainer:
         collecting = envs * per_second(trainer.collector.step, seconds)
         trainer.advance()
-        alone = per_second(lambda: update(trainer), seconds)
-        updates, steps, began = trainer.updates, trainer.step, time.perf_counter()
-        while time.perf_counter() - began < seconds or trainer.updates < updates + 4:
-            trainer.advance()
-        spent = time.perf_counter() - began
-        learning = (trainer.updates - updates) / spent
+        turns = []
+        for _ in range(TURNS):
+            alone = per_second(lambda: update(trainer), seconds)
+            turns.append((alone, *train(trainer, seconds)))
+        alone, training, learning, kept = np.median([(*turn, turn[2] / turn[0]) for turn in turns], 0)
         return {
             "mode": trainer.config.env.mode,
             "collecting": round(collecting, 1),
-            "training": round((trainer.step - steps) / spent, 1),
+            "training": round(training, 1),
             "updates": round(learning, 2),
             "updates alone": round(alone, 2),
+            "kept": round(kept, 3),
         }
+
+
+def train(trainer: DreamerV3Trainer, seconds: float) -> tuple[float, float]:
+    """Environment steps and updates per second of the run as it is."""
+    updates, steps, began = trainer.updates, trainer.step, time.perf_counter()
+    while time.perf_counter() - began < seconds or trainer.updates < updates + 4:
+        trainer.advance()
+    spent = time.perf_counter() - began
+    return (trainer.step - steps) / spent, (trainer.updates - updates) / spent
 
 
 def environments(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -145,7 +160,7 @@ def environments(options: argparse.Namespace) -> list[dict[str, Any]]:
         rows.append(row)
         label = place if place == row["mode"] else f"{place} ({row['mode']})"
         print(f"{name:<10}{envs:5}  {label:<18}{row['collecting']:10.0f}/s{row['training']:8.0f}/s"
-              f"{row['updates']:7.1f}/s{row['updates'] / row['updates alone']:10.0%}", flush=True)  # fmt: skip
+              f"{row['updates']:7.1f}/s{row['kept']:10.0%}", flush=True)  # fmt: skip
     plot(rows, options.results / "scaling.png")
     return rows
 
