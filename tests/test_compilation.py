@@ -58,7 +58,7 @@ def test_nothing_of_an_update_is_needed_when_the_next_one_reuses_its_memory(chec
     found = learn("lender", world={"gradient_checkpointing": checkpointing})
     assert found["reclaimed"] > 20
     assert found["kept"]  # metrics and latents, which others read later
-    assert max(found["later"].values()) < 1e-3, found["later"]
+    assert all(value < 1e-3 for value in found["later"].values()), found["later"]
 
 
 @pytest.mark.compiler
@@ -75,8 +75,8 @@ def test_nothing_of_an_update_is_needed_when_the_next_one_reuses_its_memory(chec
 def test_a_compiled_update_is_the_update_as_written(choices):
     found = learn("inductor", **choices)
     assert found["compiled"] and not found["compiled later"] and not found["broken"]
-    assert max(found["gradients"].values()) < 1e-4, found["gradients"]
-    assert max(found["metrics"].values()) < 1e-4, found["metrics"]
+    assert all(value < 1e-4 for value in found["gradients"].values()), found["gradients"]
+    assert all(value < 1e-4 for value in found["metrics"].values()), found["metrics"]
 
 
 @pytest.mark.compiler
@@ -84,9 +84,10 @@ def test_a_compiled_update_is_the_update_as_written(choices):
 def test_a_compiled_update_in_half_precision_is_near_the_update_as_written():
     found = learn("inductor", agent={"precision": "bf16"})
     assert found["compiled"] and not found["compiled later"] and not found["broken"]
-    # What actors and critics make of a dream is left out: where bf16 draws one other action, it is another dream.
+    # Where bf16 draws one other action it is another dream, of which actor and critic make something else.
+    assert all(value < 1 for value in found["gradients"].values()), found["gradients"]
     assert found["gradients"]["world"] < 0.02
-    assert max(value for name, value in found["metrics"].items() if name.startswith("world/")) < 0.02
+    assert all(value < 0.02 for name, value in found["metrics"].items() if name.startswith("world/")), found["metrics"]
 
 
 # --- where functions are compiled ---
