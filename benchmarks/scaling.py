@@ -1,7 +1,7 @@
 """How a run scales: with environments, with a large replay, with time.
 
     python benchmarks/scaling.py                                    # all parts, about fifteen minutes
-    python benchmarks/scaling.py environments --names sleep --envs 1 2
+    python benchmarks/scaling.py environments --names sleep --envs 1 2 --results runs/scaling
     python benchmarks/scaling.py replay --stored 1000000            # twelve gigabytes of disk
     python benchmarks/scaling.py memory
 
@@ -114,8 +114,8 @@ def per_second(action: Callable[[], Any], seconds: float) -> float:
 def measure(name: str, place: str, envs: int, threads: int, seconds: float) -> dict[str, Any]:
     """Environment steps per second without and with learning, and updates per second with and without environments.
 
-    Medians of turns: the learner alone and the whole run follow each other closely, because machines have good and bad
-    minutes.
+    Where the agent learns, medians of turns: the learner alone and the whole run follow each other closely, because
+    machines have good and bad minutes.
     """
     changes = [*NAMES[name], *PLACES[place], f"env.envs={envs}", f"run.threads={threads}"]
     with opened(changes) as trainer:
@@ -259,7 +259,7 @@ def resident() -> float:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Memory after every tenth of a run that fills its replay many times."""
+    """Memory after every tenth of a run that fills its replay again and again."""
     changes = ["env.envs=8", "replay.capacity=2000", "replay.chunk=64", "replay.batch_size=4", "replay.length=8"]
     held = []
     with opened([*changes, f"run.threads={options.threads}"]) as trainer:
@@ -281,7 +281,7 @@ PARTS: dict[str, Callable[[argparse.Namespace], Any]] = {
 
 
 def main() -> None:
-    """Measures what was asked for, and adds it to the results."""
+    """Measures what was asked for; each part replaces what the results had of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)} (default: all)")
     parser.add_argument("--names", nargs="+", choices=NAMES, help="environments (default: all)")
