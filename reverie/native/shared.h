@@ -10,15 +10,23 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define LANES 16  // columns of a panel: one AVX-512 register, two of AVX2, four of NEON
-#define EPS 1e-4f
-
-#ifdef __AVX512F__
-#define PANELS 4  // panels that one tile multiplies at once: what the register file holds beside TALL rows
+// LANES: columns of a panel, one register; a vector of another length would live in memory.
+// PANELS: panels that a tile of TALL rows multiplies at once, as many as the register file holds.
+#if defined(__AVX512F__)
+#define LANES 16
+#define PANELS 4
+#elif defined(__AVX__)
+#define LANES 8
+#define PANELS 2
+#elif defined(__aarch64__)
+#define LANES 4
+#define PANELS 4
 #else
-#define PANELS 1
+#define LANES 4
+#define PANELS 2
 #endif
 #define TALL 6
+#define EPS 1e-4f
 
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float Group __attribute__((vector_size(4 * LANES)));
@@ -88,8 +96,8 @@ static inline void product(const float *a, size_t lda, const float *packed, floa
 #if PANELS == 4
             case 4: strip(4, a, lda, part, out, ldc, rows, inputs, rest, add); break;
             case 3: strip(3, a, lda, part, out, ldc, rows, inputs, rest, add); break;
-            case 2: strip(2, a, lda, part, out, ldc, rows, inputs, rest, add); break;
 #endif
+            case 2: strip(2, a, lda, part, out, ldc, rows, inputs, rest, add); break;
             default: strip(1, a, lda, part, out, ldc, rows, inputs, rest, add);
         }
         p += left;
