@@ -8,6 +8,7 @@ without training them. Nothing here waits for the device.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -106,6 +107,13 @@ def clip_adaptively(gradients: list[Tensor], weights: list[Tensor], limit: float
     torch._foreach_div_(gradients, list(ratio.clamp(min=1.0)))
 
 
+def recipe(options: OptimizerOptions) -> bytes:
+    """`Recipe` of optimizer.c."""
+    schedule = options.rate, options.warmup, options.decay, options.final
+    numbers = *schedule, options.beta1, options.beta2, options.eps, options.agc, FLOOR, options.clip
+    return struct.pack("10fi", *numbers, options.kind == "adam")
+
+
 class Optimizer:
     """Trains one group of parameters. Build it once the parameters are on their device: they move into its buffer."""
 
@@ -137,6 +145,7 @@ class Optimizer:
         self.moments: Moments = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.count = torch.zeros((), device=self.weight.device)
         self.half = half
+        self.sizes, self.recipe = (ctypes.c_int64 * len(sizes))(*sizes), recipe(options)  # for the native kernel
         self.amplification = torch.full_like(self.count, 2.0**16 if half else 1.0)
 
     @property
@@ -168,20 +177,17 @@ class Optimizer:
 
     @torch.no_grad()
     def _descend(self, when: Tensor | None) -> Metrics:
-        norm = self.gradient.norm()
-        go = torch.isfinite(norm)
-        skipped = ~go
+        norm, skipped, rate = (self._native_step if native.serves(self.weight) else self._step)(when)
         if self.half:
-            self.amplification *= torch.where(skipped, 0.5, GROWTH)
+            self.amplification *= torch.where(skipped > 0, 0.5, GROWTH)
             self.amplification.clamp_(max=LARGEST)
-        if when is not None:
-            go = go & when
-        rate = self.rate
-        (self._native_step if native.serves(self.weight) else self._step)(go, rate)
-        self.count += go
-        return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped.float(), f"{self.name}/lr": rate}
+        return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped, f"{self.name}/lr": rate}
 
-    def _step(self, go: Tensor, rate: Tensor) -> None:
+    def _step(self, when: Tensor | None) -> tuple[Tensor, ...]:
+        """Returns the norm of the gradient, one where it was not finite, and the rate."""
+        norm, rate = self.gradient.norm(), self.rate
+        finite = torch.isfinite(norm)
+        go = finite if when is None else finite & when
         if self.options.agc:
             clip_adaptively(self.gradients, [parameter.detach() for parameter in self.parameters], self.options.agc)
         if self.options.clip:
@@ -190,22 +196,15 @@ class Optimizer:
         self.weight.copy_(torch.where(go, self.weight - rate * direction, self.weight))
         for old, new in zip(self.moments, moments, strict=True):
             old.copy_(torch.where(go, new, old))
+        self.count += go
+        return norm, (~finite).float(), rate
 
-    def _native_step(self, go: Tensor, rate: Tensor) -> None:
-        """The same as one pass over memory; reading ``go`` costs nothing on a CPU."""
-        if not go:
-            return
-        options, count = self.options, float(self.count) + 1
-        if options.agc:
-            sizes = (ctypes.c_int64 * len(self.gradients))(*(gradient.numel() for gradient in self.gradients))
-            limits = ctypes.c_float(options.agc), ctypes.c_float(FLOOR)
-            native.call("clip_adaptively", self.weight, self.gradient, sizes, len(sizes), *limits)
-        if options.clip:
-            self.gradient.mul_((options.clip / self.gradient.norm()).clamp(max=1.0))
-        corrections = 1 - options.beta1**count, 1 - options.beta2**count
-        numbers = (float(rate), options.beta1, options.beta2, options.eps, *corrections)
-        buffers = self.weight, self.gradient, *self.moments, ctypes.c_int64(self.weight.numel())
-        native.call("descend", int(options.kind == "adam"), *buffers, *map(ctypes.c_float, numbers))
+    def _native_step(self, when: Tensor | None) -> tuple[Tensor, ...]:
+        """The same in one call; reading ``when`` costs nothing on a CPU."""
+        report = self.weight.new_empty(3)
+        buffers, wanted = (self.weight, self.gradient, *self.moments), int(when is None or bool(when))
+        native.call("descend", self.recipe, *buffers, self.sizes, len(self.sizes), wanted, self.count, report)
+        return report.unbind()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -2,29 +2,61 @@
 
 #include "shared.h"
 
+// OptimizerOptions; FLOOR of optim.py is `floor`.
+typedef struct {
+    float rate, warmup, decay, final, beta1, beta2, eps, agc, floor, clip;
+    int adam;
+} Recipe;
+
+static float root_of_squares(const float *x, int64_t size) {
+    float sum = 0;
+    for (int64_t j = 0; j < size; j++) sum += x[j] * x[j];
+    return sqrtf(sum);
+}
+
+static void scale(float *x, int64_t size, float factor) {
+    for (int64_t j = 0; j < size; j++) x[j] *= factor;
+}
+
 // Scales each tensor's gradient to at most `limit` times the norm of its weights.
-void clip_adaptively(const float *weight, float *gradient, const int64_t *sizes, int count, float limit, float floor) {
+static void clip_adaptively(const float *weight, float *gradient, const int64_t *sizes, int count, float limit,
+                            float floor) {
     for (int i = 0; i < count; weight += sizes[i], gradient += sizes[i], i++) {
-        float weights = 0, gradients = 0;
-        for (int64_t j = 0; j < sizes[i]; j++) {
-            weights += weight[j] * weight[j];
-            gradients += gradient[j] * gradient[j];
-        }
-        float allowed = limit * (sqrtf(weights) > floor ? sqrtf(weights) : floor), ratio = sqrtf(gradients) / allowed;
-        if (ratio > 1)
-            for (int64_t j = 0; j < sizes[i]; j++) gradient[j] /= ratio;
+        float weights = root_of_squares(weight, sizes[i]), gradients = root_of_squares(gradient, sizes[i]);
+        float allowed = limit * (weights > floor ? weights : floor);
+        if (gradients > allowed) scale(gradient, sizes[i], allowed / gradients);
     }
 }
 
-// One step of Adam, or of LaProp without `adam`; correction1 and correction2 are 1 - beta^count.
-void descend(int adam, float *weight, const float *gradient, float *step, float *square, int64_t size, float rate,
-             float beta1, float beta2, float eps, float correction1, float correction2) {
+static float share(float count, float steps) { return count < steps ? count / steps : 1.0f; }
+
+// One step, unless the gradient is not finite or `wanted` is 0. `count` is that of steps so far. The report: the norm of
+// the gradient, 1 where it was not finite, the rate.
+void descend(const Recipe *recipe, float *weight, float *gradient, float *step, float *square, const int64_t *sizes,
+             int tensors, int wanted, float *count, float *report) {
+    Recipe r = *recipe;
+    int64_t size = 0;
+    for (int i = 0; i < tensors; i++) size += sizes[i];
+    float norm = root_of_squares(gradient, size);
+    float rate = r.rate * (r.warmup > 0 ? share(*count, r.warmup) : 1.0f);
+    if (r.decay > 0) rate *= 1.0f - (1.0f - r.final) * share(*count, r.decay);
+    report[0] = norm;
+    report[1] = !isfinite(norm);
+    report[2] = rate;
+    if (!isfinite(norm) || !wanted) return;
+    *count += 1;
+    if (r.agc > 0) clip_adaptively(weight, gradient, sizes, tensors, r.agc, r.floor);
+    if (r.clip > 0) {
+        if (r.agc > 0) norm = root_of_squares(gradient, size);
+        if (norm > r.clip) scale(gradient, size, r.clip / norm);
+    }
+    float correction1 = 1 - pow(r.beta1, *count), correction2 = 1 - pow(r.beta2, *count);
 #pragma omp parallel for simd schedule(static) if (parallel : size > 65536)
     for (int64_t j = 0; j < size; j++) {
         float g = gradient[j];
-        square[j] = beta2 * square[j] + (1 - beta2) * g * g;
-        float root = sqrtf(square[j] / correction2) + eps;
-        step[j] = beta1 * step[j] + (1 - beta1) * (adam ? g : g / root);
-        weight[j] -= rate * step[j] / correction1 / (adam ? root : 1);
+        square[j] = r.beta2 * square[j] + (1 - r.beta2) * g * g;
+        float root = sqrtf(square[j] / correction2) + r.eps;
+        step[j] = r.beta1 * step[j] + (1 - r.beta1) * (r.adam ? g : g / root);
+        weight[j] -= rate * step[j] / correction1 / (r.adam ? root : 1);
     }
 }

@@ -203,18 +203,19 @@ def test_a_dream_with_a_manager():
 
 @needs_compiler
 @pytest.mark.parametrize("kind", ["laprop", "adam"])
-@pytest.mark.parametrize("limits", [{"agc": 0.3}, {"agc": 0.0, "clip": 0.5}, {"agc": 0.0}])
+@pytest.mark.parametrize("limits", [{"agc": 0.3, "clip": 0.5}, {"agc": 0.0, "clip": 0.5, "decay": 3}, {"agc": 0.0}])
 def test_a_step_of_the_optimizer(kind, limits):
     def run() -> list[Tensor]:
         torch.manual_seed(0)
         model = MLP(5, 7, 2, 3, scale=0.0)
         options = OptimizerOptions(kind=kind, rate=0.05, warmup=2, **limits)
         optimizer = Optimizer("model", model.parameters(), options, {"loss": 1.0})
-        for step in range(5):
-            broken = float("nan") if step == 3 else 1.0
-            optimizer.step({"loss": (model(torch.randn(6, 5)) - 2.0).square().sum(-1) * broken})
+        reports: list[Tensor] = []
+        for step in range(6):
+            loss = (model(torch.randn(6, 5)) - 2.0).square().sum(-1) * (float("nan") if step == 3 else 1.0)
+            reports += optimizer.step({"loss": loss}, when=torch.tensor(step != 4)).values()
         assert float(optimizer.count) == 4
-        return [optimizer.weight, *optimizer.moments]
+        return [optimizer.weight, *optimizer.moments, torch.stack(reports).nan_to_num(-1.0)]
 
     both(run, rtol=1e-3, atol=1e-5)
 
