@@ -185,7 +185,8 @@ class Agent(nn.Module):
                 real, frozen = (replay if level is planner else None), self.behavior.frozen(level)
                 metrics |= improve(level, rollout, judgement, real, optimizers, generator, ready, frozen)
                 metrics |= judgement.metrics | level.follow(rollout, ready & (not frozen))
-        return self._named(metrics | world_metrics(losses)), self.world.pack(latent.detach())
+        metrics |= self.behavior.moved(metrics) | world_metrics(losses)
+        return self._named(metrics), self.world.pack(latent.detach())
 
     def _named(self, metrics: Metrics) -> Metrics:
         """The acting level's losses go by the name of the policy as well, whatever the behavior."""

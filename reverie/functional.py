@@ -180,15 +180,20 @@ def replay_return(
     return lambda_return(reward[:, 1:], discount * (~terminal[:, 1:]).float(), bootstrap, mix * (~last[:, 1:]).float())
 
 
-# --- Statistics of the values that count -----------------------------------------------------------------------
+# --- Statistics of the rows that count -----------------------------------------------------------------------
 
 
-def masked_mean(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """The mean of the values that count; zero where there is none."""
-    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+def masked_mean(values: Float[Tensor, "n *columns"], counted: Bool[Tensor, "n"]) -> Float[Tensor, "*columns"]:
+    """The mean of the rows that count; zero where there is none."""
+    return torch.where(_beside(counted, values), values, 0.0).sum(0) / counted.sum().clamp(min=1)
 
 
-def masked_variance(values: Float[Tensor, "*batch"], counted: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-    """The unbiased variance of the values that count; zero where there are fewer than two."""
-    deviation = torch.where(counted, values - masked_mean(values, counted), 0.0)
-    return deviation.square().sum() / (counted.sum() - 1).clamp(min=1)
+def masked_variance(values: Float[Tensor, "n *columns"], counted: Bool[Tensor, "n"]) -> Float[Tensor, "*columns"]:
+    """The unbiased variance of the rows that count; zero where there are fewer than two."""
+    deviation = torch.where(_beside(counted, values), values - masked_mean(values, counted), 0.0)
+    return deviation.square().sum(0) / (counted.sum() - 1).clamp(min=1)
+
+
+def _beside(counted: Tensor, values: Tensor) -> Tensor:
+    """With as many axes as the values have."""
+    return counted.view(-1, *[1] * (values.ndim - 1))

@@ -31,7 +31,7 @@ class Actor(Protocol):
 
 @runtime_checkable
 class Behavior(Protocol):
-    """What a dream needs of a behavior: `reverie.behavior.hierarchy.Flat` or `Hierarchy`."""
+    """What a dream needs of a behavior: `reverie.behavior.flat.Flat` or `Hierarchy`."""
 
     noise: int
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from reverie.agent import Agent, AgentOptions
 from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement, ReplayValue, Stream
-from reverie.behavior.hierarchy import Flat, HierarchyOptions, build
+from reverie.behavior.flat import Flat
+from reverie.behavior.hierarchy import HierarchyOptions, build
 from reverie.behavior.ppo import improve
 from reverie.nets.distributions import ActionDistribution
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions

@@ -312,5 +312,6 @@ def test_statistics_leave_out_what_does_not_count():
     values, counted = torch.tensor([1.0, 100.0, 2.0, 6.0]), torch.tensor([True, False, True, True])
     close(masked_mean(values, counted), 3.0)
     close(masked_variance(values, counted), 7.0)
+    close(masked_variance(torch.stack([values, 2 * values], -1), counted), [7.0, 28.0])
     none, one = torch.zeros(4, dtype=torch.bool), torch.arange(4) == 1
     assert masked_mean(values, none) == masked_variance(values, none) == masked_variance(values, one) == 0.0

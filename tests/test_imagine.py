@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.behavior.actor_critic import BehaviorOptions, Stream
-from reverie.behavior.hierarchy import Flat
+from reverie.behavior.flat import Flat
 from reverie.imagine import imagine, open_loop
 from reverie.types import Dream, Latent, Rollout
 from reverie.world.model import MultimodalWorldModel

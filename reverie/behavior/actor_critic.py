@@ -175,31 +175,53 @@ class ActorCritic(nn.Module):
         returns = self._returns(rollout, value)
         error, rate = returns - value[:, :-1], torch.where(self.started > 0, self.options.return_rate, 1.0)
         scale = self._scale(returns, counted, rate)
-        advantage = (error / scale * self.weights).sum(-1)
+        parts = error / scale
+        advantage = (parts * self.weights).sum(-1)
         if len(self.streams) > 1:
-            seen = masked_variance(advantage, counted).sqrt()
+            seen = masked_variance(advantage.flatten(), counted.flatten()).sqrt()
             self.spread.lerp_(torch.where(counted.any() & seen.isfinite(), seen, self.spread), rate)
             advantage = advantage / self.spread.clamp(min=1e-8)
         self.started.copy_(torch.where(counted.any(), 1.0, self.started))
-        spread = [masked_variance(returns[..., i], counted) for i in range(len(self.streams))]
-        metrics = {
-            "advantage_std": masked_variance(advantage, counted).sqrt(),
-            "advantage_mean": masked_mean(advantage, counted),
-            "advantage_max": torch.where(counted, advantage.abs(), 0.0).max(),
-        }
-        for i, name in enumerate(self.streams):
-            suffix = "" if name == TASK else f"_{name}"
-            metrics |= {
-                f"return{suffix}": returns[..., i].mean(),
-                f"value{suffix}": value[..., i].mean(),
-                f"return_scale{suffix}": scale[i],
-                f"return_std{suffix}": spread[i].sqrt(),
-                f"explained_variance{suffix}": 1.0
-                - masked_variance(error[..., i], counted) / spread[i].clamp(min=1e-8),
-                f"dream_reward{suffix}": rollout.reward[..., i].mean(),
-            }
-        metrics = {f"{self.name}/{name}": value for name, value in metrics.items()}
+        metrics = self._statistics(rollout, value, returns, parts, advantage)
+        metrics |= {f"return_scale{suffix}": scale[i] for i, suffix in enumerate(self._suffixes())}
+        metrics = {f"{self.name}/{name}": number for name, number in metrics.items()}
         return Judgement(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], metrics)
+
+    def _statistics(
+        self,
+        rollout: Rollout,
+        value: Float[Tensor, "R points Q"],
+        returns: Float[Tensor, "R L Q"],
+        parts: Float[Tensor, "R L Q"],
+        advantage: Float[Tensor, "R L"],
+    ) -> Metrics:
+        """Of the edges that count. ``parts`` are the advantages of each stream, ``advantage`` that of all together."""
+        counted, count = rollout.counted.flatten(), len(self.streams)
+        columns = [returns, returns - value[:, :-1], rollout.reward, value[:, :-1], parts, advantage[..., None]]
+        table = torch.cat(columns, -1).flatten(0, 1)
+        mean, deviation = masked_mean(table, counted), masked_variance(table, counted).sqrt()
+        largest = torch.where(counted[:, None], table.abs(), 0.0).amax(0)
+        metrics = {"advantage_mean": mean[-1], "advantage_std": deviation[-1], "advantage_max": largest[-1]}
+        for i, (name, suffix) in enumerate(zip(self.streams, self._suffixes(), strict=True)):
+            missed, reward, expected, part = range(count + i, 5 * count, count)
+            metrics |= {
+                f"return{suffix}": mean[i],
+                f"return_std{suffix}": deviation[i],
+                f"explained_variance{suffix}": 1.0 - (deviation[missed] / deviation[i].clamp(min=1e-4)).square(),
+                f"dream_reward{suffix}": mean[reward],
+                f"value{suffix}": mean[expected],
+            }
+            if count > 1:
+                metrics |= {
+                    f"advantage_mean_{name}": mean[part],
+                    f"advantage_std_{name}": deviation[part],
+                    f"advantage_max_{name}": largest[part],
+                }
+        return metrics
+
+    def _suffixes(self) -> list[str]:
+        """What the names of a stream's metrics end with; the task's own have none."""
+        return ["" if name == TASK else f"_{name}" for name in self.streams]
 
     def _returns(self, rollout: Rollout, value: Float[Tensor, "R points Q"]) -> Float[Tensor, "R L Q"]:
         """A stream that is split ends with its rollout, any other goes through all pieces of a dream."""

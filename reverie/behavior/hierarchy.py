@@ -1,8 +1,8 @@
-"""A manager that sets goals and a worker that reaches them, both learned in one dream; or one level alone.
+"""A manager that sets goals and a worker that reaches them, both learned in one dream.
 
 Every K steps the manager sees where it is and chooses a goal (`goals`); the worker acts with the goal before its eyes.
-Each looks at the same dream in its own time (`views`) and improves by the same PPO. `Flat` is what remains without a
-manager: its goals are vectors of width zero.
+Each looks at the same dream in its own time (`views`) and improves by the same PPO. What remains without a manager is in
+`flat`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
+from reverie.behavior.flat import Flat
 from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, GoalSpace, SkillGoals, perplexity
 from reverie.functional import masked_mean
 from reverie.nets.distributions import ActionDistribution
@@ -76,89 +77,6 @@ class HierarchyOptions(Options):
         if not (self.goal_weight or WORKER_PAY[self.preset]):
             raise ConfigError("hierarchy.goal_weight = 0: a director's worker is paid for nothing else; raise it")
         return self
-
-
-class Flat(nn.Module):
-    """One level that acts, on its own account."""
-
-    noise = 0
-    """Uniform numbers that a decision takes."""
-
-    def __init__(self, worker: ActorCritic, goals: GoalSpace | None = None):
-        super().__init__()
-        self.worker, self.goals = worker, goals
-
-    @property
-    def levels(self) -> list[ActorCritic]:
-        """Who learns; the first one's critic knows no goal."""
-        return [self.worker]
-
-    def ready(self) -> Tensor:
-        """Whether levels learn now."""
-        return self.worker.bins.new_ones((), dtype=torch.bool)
-
-    def frozen(self, level: ActorCritic) -> bool:
-        """Whether a level's policy never learns; its critic does."""
-        return False
-
-    def practised(self) -> None:
-        """Takes note that goals were learned once more."""
-
-    def shuffle(self) -> None:
-        """From now on every environment is given the goal that was meant for another one.
-
-        What is lost shows what goals are worth. Raises ConfigError without a manager.
-        """
-        raise ConfigError("this agent has no goals to shuffle: it was trained with hierarchy.enabled=false")
-
-    def decisions(self, horizon: int) -> int:
-        """Goals per dream of this many steps."""
-        return 1
-
-    def assign(self, start: Latent, generator: torch.Generator) -> tuple[Bool[Tensor, "N"], Goal]:
-        """Which dreams choose their goals themselves, and the goals that the others are given."""
-        return start.deter.new_ones(len(start.deter), dtype=torch.bool), self.nothing(start)
-
-    def nothing(self, latent: Latent) -> Goal:
-        """A goal before any was chosen."""
-        none = latent.deter.new_zeros(*latent.deter.shape[:-1], 0)
-        return Goal(none, none)
-
-    def decide(self, latent: Latent, uniform: Float[Tensor, "*batch Z"]) -> tuple[Goal, Float[Tensor, "*batch P"]]:
-        """A goal, and the parameters of the distribution that it was drawn from."""
-        goal = self.nothing(latent)
-        return goal, goal.code
-
-    def logprob(self, choice: Float[Tensor, "*batch P"], code: Float[Tensor, "*batch G"]) -> Float[Tensor, "*batch"]:
-        """Of codes under the distributions that they were drawn from."""
-        return choice.sum(-1)
-
-    def pursue(
-        self, latent: Latent, goal: Goal, age: Int[Tensor, "E"], first: Bool[Tensor, "E"], uniform: Float[Tensor, "E Z"]
-    ) -> tuple[Goal, Int[Tensor, "E"]]:
-        """The goal to act with now, and its age at the next step."""
-        return goal, age
-
-    def arrivals(
-        self, goal: Goal, age: Int[Tensor, "E"], latent: Latent, first: Bool[Tensor, "E"]
-    ) -> Float[Tensor, "finished 2"]:
-        """How well the goals that have just had their time were reached, and how well those of other environments.
-
-        NaN where there is no other environment.
-        """
-        return latent.deter.new_zeros(0, 2)
-
-    def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
-        """The streams that are the behavior's own."""
-        return {}
-
-    def views(self, dream: Dream) -> list[Rollout]:
-        """What each of `levels` experienced."""
-        return [views.worker(dream, self.worker.streams, self.worker.discount)]
-
-    def reach(self, dream: Dream) -> Metrics:
-        """How well goals were reached in a dream."""
-        return {}
 
 
 class Hierarchy(Flat):
@@ -259,16 +177,22 @@ class Hierarchy(Flat):
         period, target = self.options.period, dream.goal.target[:, :-1]
         start, end = dream.latent.deter[:, :-1:period], dream.latent.deter[:, period::period]
         fit, foreign = self.goals.fit(target, end), self.goals.fit(others(target), end)
+        before = self.goals.fit(target, start).mean()
         switch = dream.goal.target.diff(dim=1).norm(dim=-1)
         usage = self.goals.choice.split(dream.choice).softmax(-1).flatten(0, -3).mean(0)
         return {
             "manager/perplexity": perplexity(usage),
-            "manager/switch": masked_mean(switch, dream.own[:, None].expand_as(switch)),
-            "goals/fit_at_start": self.goals.fit(target, start).mean(),
+            "manager/switch": masked_mean(switch.mean(1), dream.own),
+            "goals/fit_at_start": before,
             "goals/fit_at_end": fit.mean(),
+            "goals/gain": fit.mean() - before,
             "goals/reach": (fit >= REACHED).float().mean(),
             "goals/reach_shuffled": (foreign >= REACHED).float().mean(),
         }
+
+    def moved(self, metrics: Metrics) -> Metrics:
+        """Over the steps of one goal the joint policy moves by at most this, as KL."""
+        return {"manager/kl_segment": metrics["manager/kl"] + self.options.period * metrics["worker/kl"]}
 
 
 def others(dreams: Tensor) -> Tensor:

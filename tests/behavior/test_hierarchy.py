@@ -132,10 +132,15 @@ def test_reaching_is_measured_where_a_goal_ends_against_goals_of_other_dreams():
     goals = torch.tensor([[[0.0, 1], [9, 9]], [[1.0, 0], [9, 9]]])
     dream = planned_dream(states, torch.zeros(2, 2, 64), {}, target=goals)
     reach = make_behavior(features=2, deter=2).reach(dream)
-    expected = {"fit_at_start": 0.0, "fit_at_end": 0.5, "reach": 0.5, "reach_shuffled": 0.5}
+    expected = {"fit_at_start": 0.0, "fit_at_end": 0.5, "gain": 0.5, "reach": 0.5, "reach_shuffled": 0.5}
     assert {name: reach[f"goals/{name}"].item() for name in expected} == expected
     close(reach["manager/perplexity"], 8.0)  # no class is preferred
     close(reach["manager/switch"], (torch.tensor([9.0, 8.0]).norm() + torch.tensor([8.0, 9.0]).norm()) / 2)
+
+
+def test_the_joint_policy_moves_once_with_the_goal_and_at_every_step_of_it():
+    moved = make_behavior(features=2, deter=2).moved({"manager/kl": torch.tensor(0.1), "worker/kl": torch.tensor(0.02)})
+    close(moved["manager/kl_segment"], 0.1 + 2 * 0.02)
 
 
 # --- what each level is paid for ---

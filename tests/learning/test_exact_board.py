@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from reverie.behavior.actor_critic import BehaviorOptions
-from reverie.behavior.hierarchy import Flat, HierarchyOptions, build
+from reverie.behavior.flat import Flat
+from reverie.behavior.hierarchy import HierarchyOptions, build
 from reverie.behavior.ppo import improve
 from reverie.env.pinpad import BOARDS, COUNTDOWN, PinPad
 from reverie.functional import one_hot
