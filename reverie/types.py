@@ -223,7 +223,7 @@ class Batch:
     context_action: Float[Tensor, "B A"]
     """The action of the row before the first one."""
     context_latent: dict[str, Shaped[Tensor, "B ..."]]
-    """The stored latent of the row before the first one, as `Agent.pack` made it."""
+    """The stored latent of the row before the first one, as `MultimodalWorldModel.pack` made it."""
 
     @property
     def previous_action(self) -> Float[Tensor, "B T A"]:
