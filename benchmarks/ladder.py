@@ -18,6 +18,10 @@ Curve = dict[str, list[Any]]
 """Steps, seconds of training and mean returns of all evaluations of one run; goals reached, where there are goals."""
 
 
+GOALS = {"goal_reach": "goals reached", "goal_reach_shuffled": "others' goals", "goal_reach_at_start": "from the start"}
+"""What evaluations count where there are goals, and how a table calls it."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """One run of an arm. ``random`` and ``goal`` are the ends of the task's normalised scale."""
@@ -89,15 +93,15 @@ def summary(outcomes: Sequence[Outcome]) -> dict[str, dict[str, tuple[float, flo
 
 def table(outcomes: Sequence[Outcome]) -> Iterator[str]:
     """Markdown: a row for every arm of every task, then the arms over the tasks that they share."""
-    yield "| task | arm | final return of each seed | mean return | goals reached | others' goals | final, shuffled |"
-    yield "|---|---|---|---|---|---|---|"
+    yield f"| task | arm | final return of each seed | mean return | {' | '.join(GOALS.values())} | final, shuffled |"
+    yield "|---|---|---|---|---|---|---|---|"
     for task, arm in dict.fromkeys((outcome.task, outcome.arm) for outcome in outcomes):
         runs = [outcome for outcome in outcomes if (outcome.task, outcome.arm) == (task, arm)]
         finals = ", ".join(f"{run.final:.2f}" for run in runs)
-        shares = [_mean([run.last(name) for run in runs], "{:.0%}") for name in ("goal_reach", "goal_reach_shuffled")]
+        shares = " | ".join(_mean([run.last(name) for run in runs], "{:.0%}") for name in GOALS)
         shuffled = _mean([run.shuffled_return for run in runs], "{:.2f}")
         area = _mean([run.area for run in runs], "{:.2f}")
-        yield f"| {task} | {arm} | {finals} | {area} | {shares[0]} | {shares[1]} | {shuffled} |"
+        yield f"| {task} | {arm} | {finals} | {area} | {shares} | {shuffled} |"
     if not (tasks := shared(outcomes)):
         return
     yield ""

@@ -161,7 +161,7 @@ def curve(path: Path) -> Curve:
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rows = [row for row in rows if "evaluation/return" in row]
     columns = {"step": "step", "seconds": "run/seconds", "return": "evaluation/return"}
-    columns |= {name: f"evaluation/{name}" for name in ("goal_reach", "goal_reach_shuffled")}
+    columns |= {name: f"evaluation/{name}" for name in ladder.GOALS}
     return {name: [row.get(key) for row in rows] for name, key in columns.items() if any(key in row for row in rows)}
 
 
@@ -272,8 +272,8 @@ def compare(curves: dict[Run, Curve], load: str) -> None:
         Outcome(run.name, run.arm or "", run.seed, randoms[run.task], run.task.goal, points, shuffled_return(run))
         for run, points in curves.items()
     ]
-    compared = {(run.task, run.arm) for run in outcomes}
-    outcomes += [run for run in known if (run.task, run.arm) not in compared]
+    compared = {(run.task, run.arm, run.seed) for run in outcomes}
+    outcomes += [run for run in known if (run.task, run.arm, run.seed) not in compared]
     outcomes.sort(key=lambda run: ([*EVERY].index(run.task), run.arm, run.seed))
     lines = list(ladder.table(outcomes))
     result = {

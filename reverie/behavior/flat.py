@@ -77,13 +77,18 @@ class Flat(nn.Module):
         return goal, age
 
     def arrivals(
-        self, goal: Goal, age: Int[Tensor, "E"], latent: Latent, first: Bool[Tensor, "E"]
-    ) -> Float[Tensor, "finished 2"]:
-        """How well the goals that have just had their time were reached, and how well those of other environments.
+        self,
+        goal: Goal,
+        age: Int[Tensor, "E"],
+        latent: Latent,
+        first: Bool[Tensor, "E"],
+        start: Float[Tensor, "E D"],
+    ) -> Float[Tensor, "finished 3"]:
+        """How goals that have just had their time fit: at their end, those of others there, and their own at ``start``.
 
-        NaN where there is no other environment.
+        NaN where there is no other environment. A goal was chosen at its start.
         """
-        return latent.deter.new_zeros(0, 2)
+        return latent.deter.new_zeros(0, 3)
 
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
         """The streams that are the behavior's own."""

@@ -1,8 +1,8 @@
 """A manager that sets goals and a worker that reaches them, both learned in one dream.
 
 Every K steps the manager sees where it is and chooses a goal (`goals`); the worker acts with the goal before its eyes.
-Each looks at the same dream in its own time (`views`) and improves by the same PPO. What remains without a manager is in
-`flat`.
+Each looks at the same dream in its own time (`views`) and improves by the same PPO. What remains without a manager
+is in `flat`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class HierarchyOptions(Options):
     """What an autoencoder's code tells of a state, of 16.6 nats: with more, paintings are sharper; with less, more
     codes paint states that exist."""
     num_options: int = Field(default=16, ge=2, le=1024)
-    """Number of skills."""
+    """Number of skills; autoencoders have their own code."""
     goal_reward: str = "max_cosine"
     """How a reached state is compared with the one that an autoencoder's code paints: `max_cosine`, `cosine`,
     `distance`, or another one of `goals.GOAL_REWARDS`."""
@@ -67,7 +67,7 @@ class HierarchyOptions(Options):
     minibatches: int = Field(default=2, ge=1)
     """Pieces per pass of the manager."""
     target_kl: float = Field(default=0.16, gt=0)
-    """As `behavior.target_kl`, for the manager's whole code."""
+    """As `behavior.target_kl`, for the manager's whole code: an autoencoder's has eight groups, a skill is one."""
 
     @model_validator(mode="after")
     def _has_goals_and_pays_for_them(self) -> HierarchyOptions:
@@ -142,23 +142,33 @@ class Hierarchy(Flat):
             new = self.decide(latent, uniform)[0]
             if self.shuffled:
                 if len(age) == 1:
-                    raise ConfigError("one environment has no other's goals to be given; play more at once")
+                    raise ConfigError("one environment has no other's goals to be given; train with env.envs=2 or more")
                 new = Goal(*(field.roll(1, 0) for field in new.fields))
             goal = new.where(due, goal)
         return goal, age + 1
 
     @torch.no_grad()
     def arrivals(
-        self, goal: Goal, age: Int[Tensor, "E"], latent: Latent, first: Bool[Tensor, "E"]
-    ) -> Float[Tensor, "finished 2"]:
+        self,
+        goal: Goal,
+        age: Int[Tensor, "E"],
+        latent: Latent,
+        first: Bool[Tensor, "E"],
+        start: Float[Tensor, "E D"],
+    ) -> Float[Tensor, "finished 3"]:
         finished = ~first & (age > 0) & (age % self.options.period == 0)
         foreign = goal.target.roll(1, 0) if len(age) > 1 else torch.full_like(goal.target, torch.nan)
-        return torch.stack([self.goals.fit(target, latent.deter) for target in (goal.target, foreign)], -1)[finished]
+        pairs = (goal.target, latent.deter), (foreign, latent.deter), (goal.target, start)
+        return torch.stack([self.goals.fit(target, deter) for target, deter in pairs], -1)[finished]
 
     @torch.no_grad()
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
-        arrived = dream.latent.deter[:, 1:]
-        return {"goal": self.goals.reward(dream.target[:, :-1], arrived), "novelty": self.goals.novelty(arrived)}
+        arrived, paid = dream.latent.deter[:, 1:], self.manager.streams | self.worker.streams
+        kinds = {
+            "goal": lambda: self.goals.reward(dream.target[:, :-1], arrived),
+            "novelty": lambda: self.goals.novelty(arrived),
+        }
+        return {name: reward() for name, reward in kinds.items() if name in paid}
 
     def views(self, dream: Dream) -> list[Rollout]:
         # The continue head may say more than the discount that it was trained with. Published, that counts; here, where
@@ -172,26 +182,29 @@ class Hierarchy(Flat):
     def reach(self, dream: Dream) -> Metrics:
         """Fit at the start and at the end of each goal, and how often the end fits well: for own and foreign goals.
 
-        Beside it, how many classes of each group the manager uses, and how far its goals are from the ones before.
+        Goals that were given do not count. Beside it, how many classes of each group the manager uses, and how far its
+        goals are from the ones before.
         """
         period, target = self.options.period, dream.goal.target[:, :-1]
         start, end = dream.latent.deter[:, :-1:period], dream.latent.deter[:, period::period]
-        fit, foreign = self.goals.fit(target, end), self.goals.fit(others(target), end)
-        before = self.goals.fit(target, start).mean()
+        before, fit, foreign = (
+            self.goals.fit(wanted, state) for wanted, state in ((target, start), (target, end), (others(target), end))
+        )
         switch = dream.goal.target.diff(dim=1).norm(dim=-1)
         usage = self.goals.choice.split(dream.choice).softmax(-1).flatten(0, -3).mean(0)
-        return {
-            "manager/perplexity": perplexity(usage),
-            "manager/switch": masked_mean(switch.mean(1), dream.own),
+        seen = {
+            "manager/switch": switch,
             "goals/fit_at_start": before,
-            "goals/fit_at_end": fit.mean(),
-            "goals/gain": fit.mean() - before,
-            "goals/reach": (fit >= REACHED).float().mean(),
-            "goals/reach_shuffled": (foreign >= REACHED).float().mean(),
+            "goals/fit_at_end": fit,
+            "goals/gain": fit - before,
+            "goals/reach": (fit >= REACHED).float(),
+            "goals/reach_shuffled": (foreign >= REACHED).float(),
         }
+        means = masked_mean(torch.stack([values.mean(1) for values in seen.values()], -1), dream.own)
+        return {"manager/perplexity": perplexity(usage)} | dict(zip(seen, means.unbind(), strict=True))
 
     def moved(self, metrics: Metrics) -> Metrics:
-        """Over the steps of one goal the joint policy moves by at most this, as KL."""
+        """The bound on the joint policy's KL over the steps of one goal, from what the minibatches measured."""
         return {"manager/kl_segment": metrics["manager/kl"] + self.options.period * metrics["worker/kl"]}
 
 

@@ -107,7 +107,7 @@ def improve(
                     f"{level.name}/kl": kl,
                     f"{level.name}/kl_estimate": masked_mean(kl_estimate(log_ratio), own[index]),
                     f"{level.name}/kl_stopped": (willing & ~going).float(),
-                    f"{level.name}/clip_fraction": (changes > options.clip).float().mean(),
+                    f"{level.name}/clip_fraction": masked_mean((changes > options.clip).float(), own[index]),
                     f"{level.name}/ratio_error": changes.max(),
                 }
                 | moved

@@ -57,8 +57,8 @@ class Evaluation:
 
     episodes: list[Episode]
     recording: Recording
-    fits: Float[np.ndarray, "goals 2"]
-    """How well each goal was reached, and how well that of another environment."""
+    fits: Float[np.ndarray, "goals 3"]
+    """How well each goal fits where it led, that of another environment there, and where it was chosen."""
 
     @property
     def mean(self) -> float:
@@ -72,12 +72,15 @@ class Evaluation:
 
     @property
     def goals(self) -> dict[str, float]:
-        """How often goals were reached, and how often goals of other environments; what is not known is left out."""
-        names = "evaluation/goal_reach", "evaluation/goal_reach_shuffled"
+        """How often goals were reached, how often those of other environments were, and how often at the start.
+
+        What is not known is left out.
+        """
+        names = "goal_reach", "goal_reach_shuffled", "goal_reach_at_start"
         shares = {
             name: fits >= REACHED for name, fits in zip(names, self.fits.T, strict=True) if not np.isnan(fits).any()
         }
-        return {name: float(reached.mean()) for name, reached in shares.items() if len(reached)}
+        return {f"evaluation/{name}": float(reached.mean()) for name, reached in shares.items() if len(reached)}
 
     def __str__(self) -> str:
         return f"mean return {self.mean:.1f} ± {self.deviation:.1f} over {len(self.episodes)} episodes"
@@ -102,6 +105,7 @@ def evaluate(
     generator = torch.Generator(agent.device).manual_seed(seed)
     share = np.full(envs.size, episodes // envs.size) + (np.arange(envs.size) < episodes % envs.size)
     carry, scores, finished, fits = agent.initial(envs.size), Scores(envs.size), [], []
+    start = carry.latent.deter  # where each goal was chosen
     action, recording, recorded = carry.action.cpu().numpy(), Recording(), record == 0
     try:
         while share.any():
@@ -116,7 +120,8 @@ def evaluate(
                 recording.add(step, previous_action, carry)
                 recorded = bool(step.last[0]) or len(recording) == record
             skipped = torch.as_tensor(step.first | idle, device=agent.device)
-            fits.append(agent.behavior.arrivals(before.goal, before.age, carry.latent, skipped))
+            fits.append(agent.behavior.arrivals(before.goal, before.age, carry.latent, skipped, start))
+            start = torch.where((carry.age == 1)[:, None], carry.latent.deter, start)
             if unwanted():
                 break
     finally:

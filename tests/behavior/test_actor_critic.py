@@ -118,6 +118,38 @@ def two_streams(extrinsic: Tensor, novelty: Tensor) -> Rollout:
     return replace(rollout, reward=pair, discount=torch.zeros_like(pair))
 
 
+def test_statistics_are_those_of_each_stream_where_the_level_chose_itself():
+    level = make(return_floor=0.5, streams=STREAMS)
+    shake(level.critic, 1e-2)
+    rollout = two_streams(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.5, 0.5, 2.0]))
+    foreign = two_streams(torch.tensor([90.0, -70.0, 0.0]), torch.tensor([40.0, 0.0, 8.0]))
+    fields = {name: torch.cat([getattr(part, name) for part in (rollout, foreign)]) for name in ROWS}
+    rollout = replace(rollout, **fields, own=torch.tensor([True, False]), inputs=torch.randn(2, 4, 4))
+    judgement = level.judge(rollout)
+    value, rewards = level.value(rollout.inputs).detach()[0, :3], rollout.reward[0]
+    parts = (rewards - value) / (level.return_high - level.return_low).clamp(min=0.5)
+    for i, (stream, suffix) in enumerate({"extrinsic": "", "novelty": "_novelty"}.items()):
+        missed, spread = rewards[:, i] - value[:, i], rewards[:, i].std()
+        expected = {
+            f"return{suffix}": (3.0, 1.0)[i],
+            f"return_std{suffix}": (7.0, 0.75)[i] ** 0.5,
+            f"dream_reward{suffix}": (3.0, 1.0)[i],
+            f"value{suffix}": value[:, i].mean(),
+            f"explained_variance{suffix}": 1 - missed.var() / spread.square(),
+            f"advantage_mean_{stream}": parts[:, i].mean(),
+            f"advantage_std_{stream}": parts[:, i].std(),
+            f"advantage_max_{stream}": parts[:, i].abs().max(),
+        }
+        for name, number in expected.items():
+            close(judgement.metrics[f"policy/{name}"], number, rtol=1e-4)
+    mine = judgement.advantage[0]
+    for name, number in {"mean": mine.mean(), "std": mine.std(), "max": mine.abs().max()}.items():
+        close(judgement.metrics[f"policy/advantage_{name}"], number, rtol=1e-4)
+
+
+ROWS = "action", "policy", "logprob", "reward", "discount", "weight"
+
+
 @pytest.mark.parametrize(
     ("floor", "spread", "errors", "scales", "advantage"),
     [

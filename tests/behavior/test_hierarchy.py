@@ -13,7 +13,7 @@ from reverie.agent import Agent
 from reverie.behavior import views
 from reverie.behavior.actor_critic import BehaviorOptions, Stream
 from reverie.behavior.goals import GOAL_REWARDS
-from reverie.behavior.hierarchy import REACHED, Hierarchy, HierarchyOptions
+from reverie.behavior.hierarchy import Hierarchy, HierarchyOptions
 from reverie.imagine import imagine
 from reverie.types import ConfigError, Dream, Latent
 from reverie.world.model import MultimodalWorldModel
@@ -136,6 +136,11 @@ def test_reaching_is_measured_where_a_goal_ends_against_goals_of_other_dreams():
     assert {name: reach[f"goals/{name}"].item() for name in expected} == expected
     close(reach["manager/perplexity"], 8.0)  # no class is preferred
     close(reach["manager/switch"], (torch.tensor([9.0, 8.0]).norm() + torch.tensor([8.0, 9.0]).norm()) / 2)
+    given = replace(dream, own=torch.tensor([True, False]))
+    reach = make_behavior(features=2, deter=2).reach(given)
+    expected = {"fit_at_start": 0.0, "fit_at_end": 1.0, "gain": 1.0, "reach": 1.0, "reach_shuffled": 0.0}
+    assert {name: reach[f"goals/{name}"].item() for name in expected} == expected
+    close(reach["manager/switch"], torch.tensor([9.0, 8.0]).norm())
 
 
 def test_the_joint_policy_moves_once_with_the_goal_and_at_every_step_of_it():
@@ -272,8 +277,8 @@ def test_alone_nobody_has_foreign_goals(world):
     behavior, latent = over(world), dream_starts(world).detach()
     one = Latent(*(field[:1] for field in latent.fields))
     goal = behavior.decide(one, torch.rand(1, behavior.noise))[0]
-    fits = behavior.arrivals(goal, torch.tensor([2]), one, torch.tensor([False]))
-    assert fits.shape == (1, 2) and fits[0].isnan().tolist() == [False, True]
+    fits = behavior.arrivals(goal, torch.tensor([2]), one, torch.tensor([False]), one.deter)
+    assert fits.shape == (1, 3) and fits[0].isnan().tolist() == [False, True, False]
 
 
 class Witness(Recorder):
@@ -353,5 +358,5 @@ def test_arrivals_are_goals_that_had_their_time_and_whose_episode_goes_on():
     goal = replace(behavior.nothing(Latent(torch.zeros(4, 2), none, none)), target=torch.tensor([[1.0, 0], [0, 1]] * 2))
     arrived = Latent(torch.tensor([[1.0, 0]] * 4), none, none)
     age, first = torch.tensor([2, 4, 1, 2]), torch.tensor([False, False, False, True])
-    close(behavior.arrivals(goal, age, arrived, first), [[1.0, 0.0], [0.0, 1.0]])
-    assert REACHED < 1.0
+    start = torch.tensor([[0.0, 1], [0, 1], [1, 0], [1, 0]])
+    close(behavior.arrivals(goal, age, arrived, first, start), [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,23 @@ def test_goals_are_counted_while_their_environment_plays_its_share(checkpoint):
     agent, config = restore_agent(checkpoint, "cpu")
     result = evaluate(agent, config.env.model_copy(update={"mode": "inline"}), episodes=3, seed=0)
     assert len(result.fits) == sum(episode.length // 2 for episode in result.episodes)
-    assert result.goals.keys() == {"evaluation/goal_reach", "evaluation/goal_reach_shuffled"}
-    unknown = replace(result, fits=np.array([[0.9, np.nan], [0.1, np.nan]], np.float32))
-    assert unknown.goals == {"evaluation/goal_reach": 0.5}
-    assert replace(result, fits=np.zeros((0, 2), np.float32)).goals == {}
+    names = {f"evaluation/goal_reach{which}" for which in ("", "_shuffled", "_at_start")}
+    assert result.goals.keys() == names
+    unknown = replace(result, fits=np.array([[0.9, np.nan, 0.1], [0.1, np.nan, 0.2]], np.float32))
+    assert unknown.goals == {"evaluation/goal_reach": 0.5, "evaluation/goal_reach_at_start": 0.0}
+    assert replace(result, fits=np.zeros((0, 3), np.float32)).goals == {}
+
+
+def test_replay_keeps_nothing_of_goals_and_a_flat_agent_plays_as_before_there_were_any(tmp_path):
+    flat, managed = (
+        DreamerV3Trainer(make_config(tmp_path / name, **changes)) for name, changes in (("a", {}), ("b", MANAGED))
+    )
+    assert flat.replay.store.layout == managed.replay.store.layout
+    played = [flat.collector.play() for _ in range(200)]
+    rows = [(row.action.astype(np.int8), row.step.reward.astype(np.float32), row.step.first) for row in played]
+    digest = sha256(b"".join(column.tobytes() for row in rows for column in row)).hexdigest()
+    flat.close(), managed.close()
+    assert digest[:16] == "f0d1b1e3e65af0be"  # of the code that had no managers yet
 
 
 def test_goals_are_painted_for_every_step_of_a_film(checkpoint):
@@ -58,7 +72,10 @@ def test_inspection_names_the_goals_in_use(checkpoint):
 def test_goals_can_be_exchanged_from_the_command_line(checkpoint, capsys):
     arguments = ["evaluate", "--checkpoint", str(checkpoint), "--episodes", "2", "--shuffle-goals"]
     assert main(arguments) == 0
-    assert re.search(r"goal_reach: \d+\.\d%\n.*goal_reach_shuffled: .*\nmean return", capsys.readouterr().out)
+    assert re.search(
+        r"goal_reach: \d+\.\d%\n.*goal_reach_shuffled: .*\n.*goal_reach_at_start: .*\nmean return",
+        capsys.readouterr().out,
+    )
 
 
 def test_a_flat_agent_has_no_goals_to_exchange_or_to_show(tmp_path):
