@@ -71,6 +71,11 @@ class Evaluation:
         return float(np.std([episode.total for episode in self.episodes]))
 
     @property
+    def length(self) -> float:
+        """Mean length in steps of the agent."""
+        return float(np.mean([episode.length for episode in self.episodes]))
+
+    @property
     def goals(self) -> dict[str, float]:
         """How often goals were reached, how often those of other environments were, and how often at the start.
 

@@ -219,8 +219,8 @@ class DreamerV3Trainer:
         if stopped():
             return False
         log.info("Evaluation at step %d: %s", self.step, result)
-        row = {"evaluation/return": result.mean, "evaluation/deviation": result.deviation, "run/seconds": self.seconds}
-        row |= result.goals
+        row = {"evaluation/return": result.mean, "evaluation/deviation": result.deviation}
+        row |= {"evaluation/length": result.length, "run/seconds": self.seconds} | result.goals
         self.history.append({"step": self.step, "updates": self.updates, **row})
         self.logger.write(self.step, row)
         if self.best_return is None or result.mean > self.best_return:
