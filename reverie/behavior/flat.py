@@ -86,7 +86,7 @@ class Flat(nn.Module):
     ) -> Float[Tensor, "finished 3"]:
         """How goals that have just had their time fit: at their end, those of others there, and their own at ``start``.
 
-        NaN where there is no other environment. A goal was chosen at its start.
+        ``start`` is where each goal was chosen. NaN where there is no other environment.
         """
         return latent.deter.new_zeros(0, 3)
 

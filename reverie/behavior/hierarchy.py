@@ -145,7 +145,7 @@ class Hierarchy(Flat):
                     raise ConfigError("one environment has no other's goals to be given; train with env.envs=2 or more")
                 new = Goal(*(field.roll(1, 0) for field in new.fields))
             goal = new.where(due, goal)
-        return goal, age + 1
+        return goal, torch.where(due, 0, age) + 1
 
     @torch.no_grad()
     def arrivals(
@@ -204,7 +204,7 @@ class Hierarchy(Flat):
         return {"manager/perplexity": perplexity(usage)} | dict(zip(seen, means.unbind(), strict=True))
 
     def moved(self, metrics: Metrics) -> Metrics:
-        """The bound on the joint policy's KL over the steps of one goal, from what the minibatches measured."""
+        """The KL of the joint policy over the steps of one goal, as measured before each minibatch's step."""
         return {"manager/kl_segment": metrics["manager/kl"] + self.options.period * metrics["worker/kl"]}
 
 

@@ -67,7 +67,8 @@ def improve(
 
     The actor stops for this rollout once the exact KL of a minibatch exceeds 1.5 times its target; the critic always
     finishes. Nothing moves unless ``ready``, and the actor of a ``frozen`` level never does. Returns the mean of every
-    metric over all minibatches.
+    metric over all minibatches, each measured before its step; clip fraction and KL estimate are of the level's own
+    actions.
     """
     options, distribution = level.options, level.distribution
     inputs, target, slow_value = _lessons(rollout, judgement, replay)

@@ -320,13 +320,15 @@ def test_goals_hold_for_their_period_and_end_with_their_own_episode():
     shake(agent)
     told: list[Tensor] = []
     agent.behavior.worker.actor.register_forward_pre_hook(lambda _, inputs: told.append(inputs[0]))
-    carry, decided = agent.initial(2), []
+    carry, decided, ages = agent.initial(2), [], []
     for t, first in enumerate(zip([1, 0, 0, 0, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0, 0, 0], strict=True)):
         before = carry.goal
         _, carry = agent.act(step_of(agent, 2, seed=t, first=np.array(first, bool)), carry)
         decided.append([not torch.equal(*pair) for pair in zip(before.target, carry.goal.target, strict=True)])
         assert torch.equal(told[-1], torch.cat([carry.latent.features, carry.goal.target], -1))
         close(carry.goal.target, agent.behavior.goals.decode(carry.goal.code).target.detach())
+        ages.append(carry.age.tolist())
+    assert np.array(ages).T.tolist() == [[1, 2, 3, 1, 1, 2, 3, 1], [1, 2, 3, 1, 2, 3, 1, 2]]
     assert np.array(decided, int).T.tolist() == [[1, 0, 0, 1, 1, 0, 0, 1], [1, 0, 0, 1, 0, 0, 1, 0]]
 
 

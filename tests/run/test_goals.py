@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +28,26 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run" / "checkpoints" / "latest.pt"
 
 
-def test_goals_are_counted_while_their_environment_plays_its_share(checkpoint):
+def test_goals_are_counted_while_their_environment_plays_its_share(checkpoint, monkeypatch):
     agent, config = restore_agent(checkpoint, "cpu")
+    met: list[tuple[torch.Tensor, ...]] = []
+
+    def arrivals(goal, age, latent, first, start):
+        met.append((goal.target, latent.deter, start))
+        return Hierarchy.arrivals(agent.behavior, goal, age, latent, first, start)
+
+    monkeypatch.setattr(agent.behavior, "arrivals", arrivals)
     result = evaluate(agent, config.env.model_copy(update={"mode": "inline"}), episodes=3, seed=0)
     assert len(result.fits) == sum(episode.length // 2 for episode in result.episodes)
     names = {f"evaluation/goal_reach{which}" for which in ("", "_shuffled", "_at_start")}
     assert result.goals.keys() == names
+    assert result.length == np.mean([episode.length for episode in result.episodes])
+    changes = 0
+    for (old, seen, _), (goal, _, start) in pairwise(met):
+        new = (old != goal).any(-1)
+        assert torch.equal(start[new], seen[new])
+        changes += int(new.sum())
+    assert changes > 6
     unknown = replace(result, fits=np.array([[0.9, np.nan, 0.1], [0.1, np.nan, 0.2]], np.float32))
     assert unknown.goals == {"evaluation/goal_reach": 0.5, "evaluation/goal_reach_at_start": 0.0}
     assert replace(result, fits=np.zeros((0, 3), np.float32)).goals == {}
@@ -47,7 +62,7 @@ def test_replay_keeps_nothing_of_goals_and_a_flat_agent_plays_as_before_there_we
     rows = [(row.action.astype(np.int8), row.step.reward.astype(np.float32), row.step.first) for row in played]
     digest = sha256(b"".join(column.tobytes() for row in rows for column in row)).hexdigest()
     flat.close(), managed.close()
-    assert digest[:16] == "f0d1b1e3e65af0be"  # of the code that had no managers yet
+    assert digest[:16] == "f0d1b1e3e65af0be"  # as before c2289e9, which brought managers
 
 
 def test_goals_are_painted_for_every_step_of_a_film(checkpoint):
