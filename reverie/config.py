@@ -75,7 +75,7 @@ class RunOptions(Options):
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:<number>`."""
     threads: int = Field(default=0, ge=0, le=1024)
-    """CPU threads of torch; 0: as torch chooses, at most a container's share of the cores. Workers have one."""
+    """CPU threads of torch, at most a container's share of the cores; 0: as torch chooses. Workers have one."""
     kernels: Literal["auto", "off"] = "auto"
     """Native kernels on a CPU: built once with the machine's C compiler, where there is one."""
     ratio: float = Field(default=0.25, gt=0, le=64)

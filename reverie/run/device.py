@@ -50,11 +50,11 @@ def choose_device(name: str) -> torch.device:
 
 
 def set_up(threads: int, kernels: str) -> None:
-    """Chooses, for the whole process, CPU threads (0: as torch chose, at most `cores`) and native kernels.
+    """Chooses, for the whole process, CPU threads (0: as torch chose), at most `cores`, and native kernels.
 
     Freed memory is kept, and garbage collected less often.
     """
-    torch.set_num_threads(threads or min(THREADS, cores()))
+    torch.set_num_threads(min(threads or THREADS, cores()))
     native.use(kernels == "auto")
     keep_freed_memory()
     gc.set_threshold(OBJECTS)

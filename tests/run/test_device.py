@@ -49,5 +49,6 @@ def test_torch_takes_its_threads_from_the_option_or_the_share(share, monkeypatch
     monkeypatch.setattr(torch, "set_num_threads", taken.append)
     share(max="200000 100000")
     device.set_up(0, "auto")
+    device.set_up(1, "auto")
     device.set_up(5, "auto")
-    assert taken == [2, 5]
+    assert taken == [2, 1, 2]
