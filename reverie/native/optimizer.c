@@ -8,10 +8,16 @@ typedef struct {
     int adam;
 } Recipe;
 
+// Summed in pieces, so that many small squares are not lost in a large sum.
 static float root_of_squares(const float *x, int64_t size) {
-    float sum = 0;
-    for (int64_t j = 0; j < size; j++) sum += x[j] * x[j];
-    return sqrtf(sum);
+    double total = 0;
+    for (int64_t begin = 0; begin < size; begin += 4096) {
+        int64_t end = begin + 4096 < size ? begin + 4096 : size;
+        float sum = 0;
+        for (int64_t j = begin; j < end; j++) sum += x[j] * x[j];
+        total += sum;
+    }
+    return (float)sqrt(total);
 }
 
 static void scale(float *x, int64_t size, float factor) {
