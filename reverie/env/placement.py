@@ -1,4 +1,4 @@
-"""Where environments run when the options leave that open: what is faster to step than to ask stays in this process.
+"""Where environments run when the options leave that open: what takes much longer to step than to ask is sent away.
 
 Rows are the same wherever they are made, so timing decides how fast a run is and nothing else.
 """
@@ -31,8 +31,8 @@ MESSAGES = 20
 WORTH = 5.0
 """Messages that a step must outlast: a process also has to be started, again for each evaluation, woken and watched.
 
-On two cores MiniGrid, 2 messages long, is collected faster in one process, Pong, 10 messages long, in processes once
-there are sixteen (benchmarks/results/scaling.json).
+On two cores MiniGrid, 2 messages long, is collected faster in one process; Pong, 10 messages long, too, until there
+are sixteen (benchmarks/results/scaling.json).
 """
 
 

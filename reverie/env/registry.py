@@ -32,7 +32,8 @@ class EnvOptions(Options):
     envs: int = Field(default=8, ge=1, le=1024)
     """Environments that are played side by side."""
     mode: Literal["auto", "inline", "processes"] = "auto"
-    """Where they run: in this process, each in its own, or whichever a short timing at the start finds faster."""
+    """Where they run: in this process, each in its own, or, as a short timing at the start tells, in
+    processes where steps outlast several messages."""
     repeat: int | None = Field(default=None, ge=1)
     """How often each action is repeated; null: as the suite does, else 1."""
     frame_pool: bool | None = None
