@@ -49,10 +49,12 @@ def reverie() -> dict[str, Any]:
             places = f"run.directory={folder}", f"run.checkpoint_dir={folder}/newest", "--name", "run"
             command = [sys.executable, "run_dreamer.py", "--seed", str(seed), f"run.target_return={GOAL}", *places]
             began = time.monotonic()
-            subprocess.run(command, check=True, capture_output=True)
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             processes.append(round(time.monotonic() - began, 1))
             curves.append(curve(Path(folder) / "run" / "metrics.jsonl"))
-    return {"reverie": {"process seconds": processes} | tell("reverie", curves)}
+    told = tell("reverie", curves)
+    reached = [{name: verdict[name] for name in ("steps", "seconds")} for verdict in told["verdicts"]]
+    return {"reverie": told | {"verdicts": reached, "process seconds": processes}}
 
 
 def learn(settings: str, seed: int) -> dict[str, list[float]]:
@@ -71,7 +73,7 @@ def tell(settings: str, curves: list[dict[str, list[float]]]) -> dict[str, Any]:
     verdicts = [judge(curve, GOAL) for curve in curves]
     for seed, verdict in enumerate(verdicts):
         print(f"{settings} seed {seed}: {verdict}", flush=True)
-    return {"verdicts": verdicts, "curves": curves}
+    return {"machine": machine(), "verdicts": verdicts, "curves": curves}
 
 
 def ppo() -> dict[str, Any]:
@@ -130,7 +132,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     found = WHO[parser.parse_args().who]()
     results = json.loads(path.read_text()) if path.exists() else {}
-    path.write_text(json.dumps(results | {"machine": machine()} | found, indent=1) + "\n")
+    path.write_text(json.dumps(results | found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

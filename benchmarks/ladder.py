@@ -34,6 +34,8 @@ class Outcome:
     curve: Curve
     shuffled_return: float | None
     """Played with goals that were meant for other environments; None where there are no goals."""
+    made: str = ""
+    """On which machine, and how many runs side by side."""
 
     @property
     def final(self) -> float:

@@ -271,20 +271,16 @@ def compare(curves: dict[Run, Curve], load: str) -> None:
     path = RESULTS / "ladder.json"
     known = [Outcome(**run) for run in json.loads(path.read_text())["runs"]] if path.exists() else []
     randoms = {task: random_return(task) for task in {run.task for run in curves}}
+    made = f"{machine()}, {load}"
     outcomes = [
-        Outcome(run.name, run.arm or "", run.seed, randoms[run.task], run.task.goal, points, shuffled_return(run))
+        Outcome(run.name, run.arm or "", run.seed, randoms[run.task], run.task.goal, points, shuffled_return(run), made)
         for run, points in curves.items()
     ]
-    compared = {(run.task, run.arm, run.seed) for run in outcomes}
-    outcomes += [run for run in known if (run.task, run.arm, run.seed) not in compared]
+    compared = {(run.task, run.arm) for run in outcomes}
+    outcomes += [run for run in known if (run.task, run.arm) not in compared]
     outcomes.sort(key=lambda run: ([*EVERY].index(run.task), run.arm, run.seed))
     lines = list(ladder.table(outcomes))
-    result = {
-        "machine": machine(),
-        "newest runs side by side": load,
-        "arms": ladder.summary(outcomes),
-        "runs": [vars(outcome) for outcome in outcomes],
-    }
+    result = {"arms": ladder.summary(outcomes), "runs": [vars(outcome) for outcome in outcomes]}
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n")
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
