@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "nets": BASE | {"native"},
     "world": BASE | {"compilation", "nets", "native"},
     "behavior": BASE | {"nets", "optim"},
-    "imagine": BASE | {"nets", "native", "world", "behavior"},
+    "imagine": BASE | {"nets", "world", "behavior"},
     "agent": BELOW_AGENT,
     "config": BELOW_CONFIG,
     "run": BELOW_RUN,
