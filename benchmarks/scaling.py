@@ -51,7 +51,7 @@ PLACES = {
 }
 TURNS = 5
 """Of the learner alone and of the run."""
-SMALL = ["logger.tensorboard=false", "replay.batch_size=16", "replay.length=16"]
+SMALL = ["run.device=cpu", "logger.tensorboard=false", "replay.batch_size=16", "replay.length=16"]
 
 
 class Sleep(gymnasium.Env):
@@ -94,13 +94,6 @@ def opened(changes: Sequence[str]) -> Iterator[DreamerV3Trainer]:
             trainer.close()
 
 
-def update(trainer: DreamerV3Trainer) -> None:
-    """One update as the run makes it, without a step of the environments."""
-    batch = trainer.replay.sample()
-    _, latent = trainer.agent.learn(batch)
-    trainer.replay.write_latent(batch.slot, latent)
-
-
 def per_second(action: Callable[[], Any], seconds: float) -> float:
     """How often the action fits into a second, measured over as many; one goes before to warm up."""
     action()
@@ -123,7 +116,7 @@ def measure(name: str, place: str, envs: int, threads: int, seconds: float) -> d
         trainer.advance()
         turns = []
         for _ in range(TURNS):
-            alone = per_second(lambda: update(trainer), seconds)
+            alone = per_second(trainer.learn, seconds)
             turns.append((alone, *train(trainer, seconds)))
         alone, training, learning, kept = np.median([(*turn, turn[2] / turn[0]) for turn in turns], 0)
         return {

@@ -49,6 +49,12 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def warn_of_precision(precision: str, device: torch.device) -> None:
+    """Says so where half precision would be emulated: without AVX-512, torch multiplies bf16 30 to 60 times slower."""
+    if precision != "fp32" and device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2":
+        log.warning("agent.precision = %s: this processor has no such products, fp32 is many times faster", precision)
+
+
 def set_up(threads: int, kernels: str) -> None:
     """Chooses, for the whole process, CPU threads (0: as torch chose), at most `cores`, and native kernels.
 

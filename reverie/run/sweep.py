@@ -24,8 +24,8 @@ from reverie.config import Config
 from reverie.run import checkpoint
 from reverie.run.clock import Interruption
 from reverie.run.device import cores
+from reverie.run.folder import FolderInUse, lock
 from reverie.run.grid import PLACES, Grid, Trial, expand, show
-from reverie.run.lock import FolderInUse, lock
 from reverie.types import ConfigError, StoredDataError
 
 PAUSE = 0.1

@@ -27,12 +27,12 @@ from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
 from reverie.run.checkpoint import DivergenceError
 from reverie.run.clock import Every, Interruption, Ratio
 from reverie.run.collect import Collector
-from reverie.run.device import choose_device, set_up
+from reverie.run.device import choose_device, set_up, warn_of_precision
 from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, show_goals
-from reverie.run.lock import lock
+from reverie.run.folder import fresh_name, keep_identity, lock
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
-from reverie.types import Batch, ConfigError, EnvironmentFailure, Metrics, StoredDataError
+from reverie.types import Batch, EnvironmentFailure, Metrics, StoredDataError
 
 PATIENCE = 50
 """Updates without a finite gradient after which a run gives up; a few in a row do happen, and are skipped."""
@@ -49,7 +49,7 @@ class DreamerV3Trainer:
 
     def __init__(self, config: Config, folder: Path | None = None, state: Mapping[str, Any] | None = None):
         self.config, run = config, config.run
-        self.folder = folder or Path(run.directory) / (run.name or _fresh_name(config))
+        self.folder = folder or Path(run.directory) / (run.name or fresh_name(config))
         self.step = self.updates = self.episodes = 0
         self.seconds = 0.0  # spent on training, evaluations left out
         self.best_return: float | None = None
@@ -66,6 +66,7 @@ class DreamerV3Trainer:
         """Takes the folder, starts environments and replay, and goes back to ``state``."""
         run = self.config.run
         device = choose_device(run.device)
+        warn_of_precision(self.config.agent.precision, device)
         set_up(run.threads, run.kernels)
         config = self.config = self.config.model_copy(update={"env": with_mode(self.config.env)})
         self.envs = make_vector(config.env, run.seed)  # before the folder is: a wrong name leaves nothing behind
@@ -109,11 +110,11 @@ class DreamerV3Trainer:
         config, state = checkpoint.load_run(path, *([real.with_name("previous.pt")] if own else []))
         config = configuration.override(config.model_dump(mode="json"), overrides, values)
         if own:
-            _keep_identity(config, state["config"]["run"], real)
+            keep_identity(config, state["config"]["run"], real)
             return cls(config, folder, state)
         chosen = config.run.name if config.run.name != state["config"]["run"]["name"] else None
         fresh, replay = (
-            Path(config.run.directory) / (chosen or _fresh_name(config)),
+            Path(config.run.directory) / (chosen or fresh_name(config)),
             Path(state["directory"]) / "replay",
         )
         make(config.env).close()  # before the folder is: a wrong name leaves nothing behind
@@ -168,7 +169,7 @@ class DreamerV3Trainer:
         self._collect()
         if self.replay.ready:
             for _ in range(self.due(self.step)):
-                self._learn()
+                self.learn()
         self.seconds += time.monotonic() - began
         if Every(self.config.run.log_every)(before, self.step):
             self._log()
@@ -180,7 +181,8 @@ class DreamerV3Trainer:
             self.progress.episode(episode.total)
         self.step += self.envs.size
 
-    def _learn(self) -> None:
+    def learn(self) -> None:
+        """One update from replay, which has to be ready."""
         batch = self.replay.sample()
         metrics, latent = self._compile(batch) if self.compiling else self.agent.learn(batch)
         self.replay.write_latent(batch.slot, {name: value.cpu() for name, value in latent.items()})
@@ -303,22 +305,3 @@ class DreamerV3Trainer:
     def _kernels(self) -> str:
         """Which native kernels take part."""
         return native.version() if native.serves(*self.agent.world.parameters()) else ""
-
-
-def _keep_identity(config: Config, old: Mapping[str, Any], latest: Path) -> None:
-    """Refuses what a run cannot change when it goes on in its own folder."""
-    for name in ("name", "directory"):
-        if (value := getattr(config.run, name)) != old[name]:
-            best = latest.with_name("best_model.pt")
-            raise ConfigError(f"run.{name} = {value!r}: {latest} goes on in its own folder; leave that out, or begin "
-                              f"a new run from {best}")  # fmt: skip
-    if config.run.seed != old["seed"]:
-        log.warning("run.seed = %d changes evaluations alone: random states are the checkpoint's", config.run.seed)
-
-
-def _fresh_name(config: Config) -> str:
-    """Environment, date and seed; a number more if such a run exists."""
-    place = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in config.env.name)
-    name = f"{place}-{time.strftime('%Y%m%d-%H%M%S')}-{config.run.seed}"
-    taken = sum(1 for _ in Path(config.run.directory).glob(f"{name}*"))
-    return f"{name}-{taken + 1}" if taken else name

@@ -52,3 +52,11 @@ def test_torch_takes_its_threads_from_the_option_or_the_share(share, monkeypatch
     device.set_up(1, "auto")
     device.set_up(5, "auto")
     assert taken == [2, 1, 2]
+
+
+@pytest.mark.parametrize(("capability", "warned"), [("AVX2", True), ("AVX512", False)])
+def test_half_precision_that_would_be_emulated_is_pointed_out(capability, warned, monkeypatch, caplog):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    for precision, place in (("bf16", "cpu"), ("fp32", "cpu"), ("bf16", "cuda")):
+        device.warn_of_precision(precision, torch.device(place))
+    assert len(caplog.records) == warned and ("bf16" in caplog.text) == warned

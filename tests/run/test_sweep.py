@@ -15,8 +15,8 @@ import pytest
 from reverie import cli
 from reverie import config as configuration
 from reverie.run import leaderboard
+from reverie.run.folder import lock
 from reverie.run.grid import Grid, Trial, axes, expand
-from reverie.run.lock import lock
 from reverie.run.sweep import Result, read, reopen, run
 from reverie.types import ConfigError
 from tests.test_cli import TINY, start

@@ -144,7 +144,7 @@ def test_work_done_after_the_last_checkpoint_is_undone_by_resume(whole, parts):
     doomed = DreamerV3Trainer.resume(latest, ["run.steps=160"])
     for _ in range(20):  # steps and updates that no checkpoint knows of, as before a kill
         doomed._collect()
-        doomed._learn()
+        doomed.learn()
     doomed.close()
     DreamerV3Trainer.resume(latest, ["run.steps=160"]).train()
     assert digest(final_state(whole)["model_state"]) == digest(final_state(parts)["model_state"])
