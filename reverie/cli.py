@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     profile = commands.add_parser("profile", help="say where the time of a training step goes")
     _add_config_flags(profile)
     profile.add_argument("--updates", type=_at_least(1), default=50, help="updates to measure")
-    profile.add_argument("--output", type=Path, help="a JSON file for the figures")
+    profile.add_argument("--output", type=Path, help="a JSON file for the figures; a chart goes beside it")
     profile.set_defaults(run=_profile)
 
     show = commands.add_parser("config", help="print the configuration that a command would run with")

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from collections.abc import Iterator, Mapping
 from math import nan
 from statistics import mean
 
-from reverie.run import checkpoint
+from reverie.run import checkpoint, plots
 from reverie.run.grid import SEED, Grid, describe, label, show
 from reverie.run.sweep import Result
 
 Results = Mapping[str, Result]
 """What came of each trial, by its name."""
-
-log = logging.getLogger(__name__)
 
 
 def table(grid: Grid, results: Results) -> Iterator[str]:
@@ -54,13 +51,8 @@ def write(grid: Grid, results: Results) -> None:
 
 def plot(grid: Grid, results: Results) -> None:
     """Writes ``sweep.png``: for each axis, the best evaluation of all finished trials over its values, and means."""
-    try:
-        import matplotlib
-
-        matplotlib.use("agg")
-        from matplotlib import pyplot
-    except ImportError:
-        log.warning("no plot of the sweep: pip install matplotlib")
+    path = grid.folder / "sweep.png"
+    if (pyplot := plots.pyplot(path)) is None:
         return
     keys = [key for key in grid.axes if key != SEED] or [SEED]
     figure, panels = pyplot.subplots(1, len(keys), figsize=(1 + 3 * len(keys), 3.4), sharey=True, squeeze=False)
@@ -78,5 +70,5 @@ def plot(grid: Grid, results: Results) -> None:
     panels[0][0].set_ylabel("best evaluation return")
     figure.suptitle(f"{grid.folder.name}: a dot is a trial, a line the mean")
     figure.tight_layout()
-    figure.savefig(grid.folder / "sweep.png", dpi=110)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -19,12 +19,16 @@ from unittest import mock
 
 import torch
 
+from reverie import agent
 from reverie.agent import Agent
 from reverie.behavior.actor_critic import ActorCritic
+from reverie.behavior.flat import Flat
+from reverie.behavior.hierarchy import Hierarchy
 from reverie.config import Config
 from reverie.env import VectorEnv
 from reverie.optim import Optimizer
 from reverie.replay import SequenceReplayBuffer
+from reverie.run import plots
 from reverie.run.logger import Logger
 from reverie.run.train import DreamerV3Trainer
 from reverie.world.model import MultimodalWorldModel
@@ -34,9 +38,13 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "acting": [(Agent, "act")],
     "replay": [(SequenceReplayBuffer, name) for name in ("add", "sample", "write_latent")],
     "world model": [(MultimodalWorldModel, "loss")],
-    "imagination": [("reverie.agent", "imagine")],
+    "imagination": [(agent, "imagine")],
     "judgement": [(ActorCritic, "judge"), (ActorCritic, "replay_value"), (ActorCritic, "follow")],
-    "policy and critic": [("reverie.agent", "improve")],
+    "goals and views": [
+        *((Hierarchy, name) for name in ("rewards", "views", "reach")),
+        *[(Flat, "views"), (Agent, "_learn_goals")],
+    ],
+    "policy and critic": [(agent, "improve"), (ActorCritic, "replay_value_loss")],
     "gradients": [(torch.Tensor, "backward")],
     "optimizer": [(Optimizer, "_descend")],
     "logging": [(Logger, "write"), (Logger, "episode")],
@@ -103,9 +111,26 @@ class Profile:
         yield f"{'together':<18}{total:12.2f}   over {self.updates} updates, {rate:.0f} environment steps/s"
 
     def write(self, path: Path) -> None:
-        """Everything as JSON."""
+        """Everything as JSON, and a chart of the same name beside it."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(vars(self), indent=1) + "\n")
+        self.plot(path.with_suffix(".png"))
+
+    def plot(self, path: Path) -> None:
+        """A bar for every part, largest first."""
+        if (pyplot := plots.pyplot(path)) is None:
+            return
+        parts = sorted(self.milliseconds, key=self.milliseconds.__getitem__, reverse=True)
+        times, total = [self.milliseconds[part] for part in parts], sum(self.milliseconds.values())
+        figure, axes = pyplot.subplots(figsize=(7, 0.34 * len(parts) + 0.6))
+        bars = axes.barh(parts, times)
+        axes.bar_label(bars, [f"{time:.1f} ms  {time / total:.0%}" for time in times], padding=3, fontsize=8)
+        axes.set(title=f"{total:.1f} ms per update", xlim=(0, 1.25 * max(times)), xticks=[])
+        axes.invert_yaxis()
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        figure.tight_layout()
+        figure.savefig(path, dpi=110)
+        pyplot.close(figure)
 
 
 def profile(config: Config, updates: int, warmup: int = 5) -> Profile:
@@ -122,7 +147,8 @@ def profile(config: Config, updates: int, warmup: int = 5) -> Profile:
             with ExitStack() as wrapped:
                 for name, functions in PARTS.items():
                     for owner, attribute in functions:
-                        wrapped.enter_context(_wrap(watch, name, owner, attribute))
+                        timed = watch.around(name, getattr(owner, attribute))
+                        wrapped.enter_context(mock.patch.object(owner, attribute, timed))
                 while trainer.updates < before + updates:
                     with watch.part("rest"):
                         trainer.advance()
@@ -134,14 +160,4 @@ def profile(config: Config, updates: int, warmup: int = 5) -> Profile:
         {name: watch.calls[name] / done for name in PARTS},
         done,
         trainer.step - steps,
-    )
-
-
-def _wrap(watch: Stopwatch, name: str, owner: Any, attribute: str) -> Any:
-    """A context in which a function of a class (or of a module, by name) is timed."""
-    if isinstance(owner, str):
-        module = __import__(owner, fromlist=[attribute])
-        return mock.patch.object(module, attribute, watch.around(name, getattr(module, attribute)))
-    return mock.patch.object(
-        owner, attribute, watch.around(name, owner.__dict__.get(attribute) or getattr(owner, attribute))
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import pytest
 import torch
 
 from reverie.agent import Agent
@@ -34,15 +35,18 @@ def test_time_inside_a_nested_part_counts_there_alone():
     assert abs(spent - sum(watch.seconds.values())) < 0.01
 
 
-def test_the_command_explains_a_training_step(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("hierarchy", [False, True])
+def test_the_command_explains_a_training_step(hierarchy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    act = Agent.act
-    assert main(["profile", "--env", "CartPole-v1", "--updates", "4", "--output", "profile.json", *TINY]) == 0
+    act, more = Agent.act, [f"hierarchy.enabled={json.dumps(hierarchy)}", "hierarchy.period=2"]
+    assert main(["profile", "--env", "CartPole-v1", "--updates", "4", "--output", "profile.json", *TINY, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line[:18].strip() for line in lines} >= {*PARTS, "rest", "together"}
     result = json.loads((tmp_path / "profile.json").read_text())
     assert result["updates"] >= 4 and all(result["milliseconds"][part] > 0 for part in PARTS if part != "logging")
     assert result["calls"]["world model"] == result["calls"]["imagination"] == 1
+    assert result["calls"]["goals and views"] == (4 if hierarchy else 2)
+    assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
     assert Agent.act is act
     assert not (tmp_path / "runs").exists() and not (tmp_path / "checkpoints").exists()
 
