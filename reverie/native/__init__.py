@@ -29,13 +29,15 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 UNITS = ["layers.c", "scan.c", "two_hot.c", "optimizer.c"]
+COMPILERS = ["cc", "gcc", "clang"]
+"""Looked for in turn, unless the environment names one as CC."""
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC"]
 WIDE = ["-mprefer-vector-width=512", "-mrecip=none"]
 EXTRAS = [["-fopenmp", *WIDE], ["-fopenmp"], WIDE, []]
 """Tried in turn: not every compiler has them. OpenMP is not linked: torch's own pool is already in the process."""
 BLOCK = 24
 """Rows that one thread carries through a kernel together."""
-LARGEST = 2**17
+LARGEST_MATRIX = 2**17
 """Numbers in a matrix above which the products of torch are faster than ours."""
 
 _enabled = True
@@ -69,11 +71,11 @@ def call(kernel: str, *arguments: Any) -> None:
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
-    """`place`, as an argument of a kernel."""
-    return ctypes.c_void_p(place(tensor))
+    """`pointer`, as an argument of a kernel."""
+    return ctypes.c_void_p(pointer(tensor))
 
 
-def place(tensor: Tensor) -> int:
+def pointer(tensor: Tensor) -> int:
     """Where a contiguous tensor begins; the caller keeps the tensor alive during the call."""
     assert tensor.is_contiguous()
     assert tensor.dtype == torch.float32
@@ -86,8 +88,8 @@ def place(tensor: Tensor) -> int:
 @cache
 def _load() -> ctypes.CDLL | None:
     """The compiled kernels, or None."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler or shutil.which(compiler[0]) is None:
+    compiler = _compiler()
+    if compiler is None:
         log.info("no C compiler found: the native kernels are off, updates on a CPU take longer")
         return None
     reason: Exception | str = ""
@@ -108,6 +110,12 @@ def _load() -> ctypes.CDLL | None:
             return library
     log.warning("the native kernels could not be built (%s): updates on a CPU take longer", reason)
     return None
+
+
+def _compiler() -> list[str] | None:
+    """The command of the machine's C compiler, or None."""
+    commands = map(shlex.split, [os.environ["CC"]] if "CC" in os.environ else COMPILERS)
+    return next((command for command in commands if command and shutil.which(command[0])), None)
 
 
 def _cached(compiler: Sequence[str], flags: Sequence[str]) -> Path:
@@ -134,18 +142,24 @@ def cache_folder() -> Path:
             return folder
     except (OSError, RuntimeError):  # no home
         pass
-    return Path(tempfile.mkdtemp(prefix="reverie-"))
+    return Path(_own_folder().name)
+
+
+@cache
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="reverie-")
 
 
 @cache
 def _fingerprint_of(compiler: tuple[str, ...]) -> str:
     """What the machine code depends on besides flags: sources, compiler, processor."""
-    version = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout.decode()
+    described = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout.decode()
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
     sources = [(FOLDER / name).read_text() for name in ("shared.h", *UNITS)]
-    return "\0".join([*sources, version, platform.machine(), platform.processor(), *features])
+    return "\0".join([*sources, described, platform.machine(), platform.processor(), *features])
 
 
 def _fingerprint(compiler: Sequence[str], flags: Sequence[str]) -> str:

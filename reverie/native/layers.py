@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reverie import native
-from reverie.native import BLOCK, LARGEST
+from reverie.native import BLOCK, LARGEST_MATRIX
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -87,7 +87,7 @@ class _Stack(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         widths = [len(scale) for _, _, scale in layers if scale is not None]
         dscale = x.new_zeros(-(-rows // BLOCK), sum(widths))
-        places, outputs = structure(layers, before, after), (ctypes.c_void_p * depth)(*map(native.place, d))
+        places, outputs = structure(layers, before, after), (ctypes.c_void_p * depth)(*map(native.pointer, d))
         native.call("mlp_backward", places, depth, dy, outputs, dx, dscale, ctypes.c_int64(rows), BLOCK)
         inputs, needed = [x.view(rows, -1), *after][:depth], ctx.needs_input_grad[2:]
         pairs: list[Tensor | None] = []
@@ -107,7 +107,7 @@ def structure(layers: Sequence[Dense], before: Sequence[Tensor] = (), after: Seq
     """The layers as the kernels take them, with the places for what comes before and after norm and SiLU."""
     numbers: list[int] = []
     for (weight, bias, scale), pre, post in zip_longest(layers, before, after):
-        numbers += [0 if tensor is None else native.place(tensor) for tensor in (weight, bias, scale, pre, post)]
+        numbers += [0 if tensor is None else native.pointer(tensor) for tensor in (weight, bias, scale, pre, post)]
         numbers += reversed(weight.shape)
     return struct.pack(LAYER * len(layers), *numbers)
 
@@ -118,7 +118,7 @@ def stack_serves(x: Tensor, layers: Sequence[Dense]) -> bool:
     return (
         native.serves(x, *weights)
         and x.shape[-1] == weights[0].shape[1]
-        and max(weight.numel() for weight in weights) <= LARGEST
+        and max(weight.numel() for weight in weights) <= LARGEST_MATRIX
     )
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reverie import native
-from reverie.native import BLOCK, LARGEST
+from reverie.native import BLOCK, LARGEST_MATRIX
 from reverie.native.layers import Dense, structure
 from reverie.nets.distributions import ActionDistribution, BoundedNormal, Distribution, OneHot
 from reverie.types import Latent
@@ -121,13 +121,14 @@ def _sizes(sizes: Sizes, unimix: float, batch: int, steps: int) -> _Sizes:
     return _Sizes(sizes.deter, sizes.hidden, sizes.blocks, sizes.stoch, sizes.classes, batch, steps, block, unimix)
 
 
-def serves(sizes: Sizes, rows: int, *tensors: Tensor) -> bool:
-    """Whether the kernels can run a loop over ``rows`` states in all, and are the faster way.
+def serves(sizes: Sizes, states: int, *tensors: Tensor) -> bool:
+    """Whether the kernels can run a loop over ``states`` in all, and are the faster way.
 
-    Every call packs the matrices anew, which few rows do not repay.
+    Every call packs the matrices anew, which few states do not repay.
     """
     largest = sizes.hidden * sizes.deter
-    return native.serves(*tensors) and largest <= 8 * LARGEST and (rows >= 64 or largest <= LARGEST // 4)
+    repaid = states >= 64 or largest <= LARGEST_MATRIX // 4
+    return native.serves(*tensors) and largest <= 8 * LARGEST_MATRIX and repaid
 
 
 def _check(**shapes: tuple[Tensor, tuple[int, ...]]) -> None:
@@ -233,7 +234,8 @@ def observe(
 ) -> Latent:
     """The posterior of every step, as `RSSM.observe` has it. ``shape`` is sizes and unimix.
 
-    ``keep`` is 0 where an episode begins and 1 elsewhere. Call it where `serves`.
+    ``keep`` is 0 where an episode begins and 1 elsewhere; groups of the start are one-hot or zero. Call it where
+    `serves`.
     """
     sizes, (batch, steps) = shape[0], keep.shape
     _check(

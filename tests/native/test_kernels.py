@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,8 +20,7 @@ from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, ActionSpec, Latent
 from tests.core import CHOICE, STEER, dream_starts, make_behavior, make_level, make_world, shake, uniform
 
-compiler = shutil.which(os.environ.get("CC", "cc"))
-needs_compiler = pytest.mark.skipif(compiler is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(native._compiler() is None, reason="no C compiler")
 
 WIDER = {"deter": 160, "hidden": 72, "stoch": 5, "classes": 9, "blocks": 4}
 """Several panels of columns, and widths that do not fill them."""
@@ -38,12 +35,21 @@ def restored() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def both(function: Callable[[], list[Tensor]], rtol: float = 2e-5, atol: float = 2e-6) -> None:
-    """Runs a function with kernels and without, and compares everything that it returns."""
-    native.use(True)
-    mine = function()
-    native.use(False)
-    oracle = function()
+def run_with(enabled: bool, function: Callable[[], list[Tensor]]) -> tuple[list[Tensor], set[str]]:
+    """What a function returns with kernels or without, and the kernels that it called."""
+    called: set[str] = set()
+    call = native.call
+    native.use(enabled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "call", lambda kernel, *arguments: (called.add(kernel), call(kernel, *arguments)))
+        return function(), called
+
+
+def both(function: Callable[[], list[Tensor]], *kernels: str, rtol: float = 2e-5, atol: float = 2e-6) -> None:
+    """Runs a function with kernels, at least the named ones, and without; compares everything that it returns."""
+    mine, called = run_with(True, function)
+    oracle, none = run_with(False, function)
+    assert called >= set(kernels) and not none
     assert mine and len(mine) == len(oracle)
     for a, b in zip(mine, oracle, strict=True):
         torch.testing.assert_close(a, b, rtol=rtol, atol=atol * max(1.0, b.detach().abs().max().item()))
@@ -66,7 +72,7 @@ def test_norm_and_silu(shape):
         y = norm(x)
         return [y, *gradients(y, x, norm.scale)]
 
-    both(run)
+    both(run, "norm_silu_forward", "norm_silu_backward")
 
 
 @needs_compiler
@@ -82,7 +88,7 @@ def test_two_hot_heads(batch, bins):
         loss = two_hot.loss(logits, wanted, [1.0, 0.25], edges)
         return [loss, *gradients(loss, logits), two_hot.mean(logits.detach() / 30, edges)]
 
-    both(run)
+    both(run, "two_hot_loss", "two_hot_loss_back", "two_hot_mean")
 
 
 @needs_compiler
@@ -117,14 +123,14 @@ def test_a_stack_of_layers(rows, inputs, units, layers, outputs):
             assert torch.equal(stack(x), y)
         return [y, *gradients(y, x, *stack.parameters())]
 
-    both(run)
+    both(run, "mlp_forward", "mlp_backward")
 
 
 @needs_compiler
 def test_a_stack_whose_input_needs_no_gradient():
     torch.manual_seed(0)
     stack, x = MLP(6, 8, 2, 3), torch.randn(40, 6)
-    both(lambda: gradients(stack(x), *stack.parameters()))
+    both(lambda: gradients(stack(x), *stack.parameters()), "mlp_forward", "mlp_backward")
 
 
 @needs_compiler
@@ -151,7 +157,7 @@ def test_the_loop_over_a_sequence_and_its_gradients(batch, widths, threads):
         trained = [entry for name, entry in rssm.named_parameters() if not name.startswith("prior")]
         return [latent.stoch, outputs, *gradients(outputs, tokens, *carried, *trained)]
 
-    both(run, rtol=1e-4, atol=1e-5)
+    both(run, "observe_forward", "observe_backward", rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler
@@ -173,7 +179,7 @@ def test_a_dream(action: ActionSpec, wide: int):
         return [latent.deter, latent.stoch, latent.logits, policy, drawn]
 
     with torch.no_grad():
-        both(run, rtol=1e-4, atol=1e-5)
+        both(run, "dream", rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler
@@ -198,7 +204,7 @@ def test_a_dream_with_a_manager():
             rewards["novelty"],
         ]
 
-    both(run, rtol=1e-4, atol=1e-5)
+    both(run, "dream", rtol=1e-4, atol=1e-5)
 
 
 @needs_compiler
@@ -217,7 +223,7 @@ def test_a_step_of_the_optimizer(kind, limits):
         assert float(optimizer.count) == 4
         return [optimizer.weight, *optimizer.moments, torch.stack(reports).nan_to_num(-1.0)]
 
-    both(run, rtol=1e-3, atol=1e-5)
+    both(run, "descend", rtol=1e-3, atol=1e-5)
 
 
 # --- what the kernels leave to plain tensors ---
@@ -287,6 +293,16 @@ def fresh(monkeypatch, tmp_path) -> Iterator[Path]:
     native._load.cache_clear()
 
 
+def test_any_of_several_compilers_will_do(monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(native.shutil, "which", lambda name: f"/bin/{name}" if name == "clang" else None)
+    assert native._compiler() == ["clang"]
+    monkeypatch.setenv("CC", "clang -m64")
+    assert native._compiler() == ["clang", "-m64"]
+    monkeypatch.setenv("CC", "icx")
+    assert native._compiler() is None
+
+
 def test_without_a_compiler_everything_is_computed_in_plain_tensors(fresh, monkeypatch, caplog):
     monkeypatch.setenv("CC", "no-such-compiler")
     with caplog.at_level(logging.INFO):
@@ -319,3 +335,5 @@ def test_without_a_home_the_kernels_are_built_elsewhere(monkeypatch, tmp_path):
     monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path))
     assert native.version() and list(tmp_path.rglob("*.so"))
     native._load.cache_clear()
+    native._own_folder.cache_clear()
+    assert not list(tmp_path.iterdir())  # nothing is left behind
