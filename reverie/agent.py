@@ -36,6 +36,7 @@ from reverie.types import (
     Step,
     StoredDataError,
     action_width,
+    kept,
 )
 from reverie.world.model import MultimodalWorldModel, WorldOptions
 
@@ -46,7 +47,7 @@ class AgentOptions(Options):
     """How long and from where the agent dreams, and how its groups of parameters are trained."""
 
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Products inside networks; parameters, norms, losses and returns are always in single precision."""
+    """Products inside networks while learning; acting, parameters, norms, losses and returns are always single."""
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """Fuse what an update computes with torch's compiler; `auto` does in long runs, but not beside native kernels.
     `graphs` also launches what it made as CUDA graphs, on a GPU."""
@@ -223,7 +224,7 @@ class Agent(nn.Module):
         """Everything that learning changes, in plain containers."""
         return {
             "spaces": self.spaces,
-            "model_state": {name: value.clone() for name, value in self.state_dict().items()},
+            "model_state": {name: kept(value) for name, value in self.state_dict().items()},
             **{f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
         }

@@ -155,7 +155,7 @@ def lambda_return(
     ``G_t = r_t + d_t ((1 - mix_t) v_{t+1} + mix_t G_{t+1})`` with ``G_L = v_L``. Entry t of ``reward`` and
     ``discount`` belongs to the edge from point t to point t+1; death and truncation live in ``discount``.
     """
-    mix = torch.as_tensor(mix, dtype=reward.dtype, device=reward.device).expand_as(reward)
+    mix = mix if isinstance(mix, Tensor) else torch.full_like(reward, mix)  # no copy from the host, which waits
     step = reward + discount * (1.0 - mix) * value[:, 1:]
     carry = discount * mix
     following, returns = value[:, -1], []

@@ -13,11 +13,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import native
-from reverie.types import Metrics, Options, StoredDataError
+from reverie.types import Metrics, Options, StoredDataError, kept
 
 
 class OptimizerOptions(Options):
@@ -93,18 +94,20 @@ KINDS: dict[str, Callable[[Tensor, Moments, Tensor, OptimizerOptions], tuple[Ten
 GROWTH = 2.0 ** (1 / 2000)
 """Amplified gradients that overflow halve their factor; all others let it grow, twofold in 2000 updates."""
 
-LARGEST = 2.0**24
+MOST_AMPLIFIED = 2.0**24
 """Factor up to which gradients are amplified."""
 
 FLOOR = 1e-3
 """Norm below which a tensor of weights counts as this, so that zeros can grow."""
 
 
-def clip_adaptively(gradients: list[Tensor], weights: list[Tensor], limit: float) -> None:
-    """Scales each gradient, in place, to at most ``limit`` times the norm of its tensor (Brock et al. 2021)."""
+def excess(gradients: list[Tensor], weights: list[Tensor], limit: float) -> Float[Tensor, "tensors"]:
+    """How many times each gradient's norm is what it may be, ``limit`` times its tensor's norm (Brock et al. 2021).
+
+    One where it is less.
+    """
     allowed = torch.stack(torch._foreach_norm(weights)).clamp(min=FLOOR) * limit
-    ratio = torch.stack(torch._foreach_norm(gradients)) / allowed
-    torch._foreach_div_(gradients, list(ratio.clamp(min=1.0)))
+    return (torch.stack(torch._foreach_norm(gradients)) / allowed).clamp(min=1.0)
 
 
 def recipe(options: OptimizerOptions) -> bytes:
@@ -145,6 +148,7 @@ class Optimizer:
         self.moments: Moments = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.count = torch.zeros((), device=self.weight.device)
         self.half = half
+        self.lengths = torch.tensor(sizes, device=self.weight.device)
         self.sizes, self.recipe = (ctypes.c_int64 * len(sizes))(*sizes), recipe(options)  # for the native kernel
         self.amplification = torch.full_like(self.count, 2.0**16 if half else 1.0)
 
@@ -180,7 +184,7 @@ class Optimizer:
         norm, skipped, rate = (self._native_step if native.serves(self.weight) else self._step)(when)
         if self.half:
             self.amplification *= torch.where(skipped > 0, 0.5, GROWTH)
-            self.amplification.clamp_(max=LARGEST)
+            self.amplification.clamp_(max=MOST_AMPLIFIED)
         return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped, f"{self.name}/lr": rate}
 
     def _step(self, when: Tensor | None) -> tuple[Tensor, ...]:
@@ -189,7 +193,8 @@ class Optimizer:
         finite = torch.isfinite(norm)
         go = finite if when is None else finite & when
         if self.options.agc:
-            clip_adaptively(self.gradients, [parameter.detach() for parameter in self.parameters], self.options.agc)
+            ratio = excess(self.gradients, [parameter.detach() for parameter in self.parameters], self.options.agc)
+            self.gradient.div_(ratio.repeat_interleave(self.lengths, output_size=len(self.gradient)))
         if self.options.clip:
             self.gradient.mul_((self.options.clip / self.gradient.norm()).clamp(max=1.0))
         direction, moments = KINDS[self.options.kind](self.gradient, self.moments, self.count + 1, self.options)
@@ -209,10 +214,10 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "kind": self.options.kind,
-            "step": self.moments[0].clone(),
-            "square": self.moments[1].clone(),
-            "count": self.count.clone(),
-            "amplification": self.amplification.clone(),
+            "step": kept(self.moments[0]),
+            "square": kept(self.moments[1]),
+            "count": kept(self.count),
+            "amplification": kept(self.amplification),
         }
 
     def check(self, state: Mapping[str, Any]) -> None:

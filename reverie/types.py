@@ -20,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,6 +35,11 @@ Metrics = dict[str, Tensor]
 """Scalars that stay on the device until a logger writes them."""
 
 Array = np.ndarray
+
+
+def kept(tensor: Tensor) -> Tensor:
+    """A copy for a checkpoint, on the CPU: who loads it may have no other device."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 class ReverieError(Exception):
@@ -138,10 +142,16 @@ class Latent:
     def fields(self) -> tuple[Tensor, Tensor, Tensor]:
         return self.deter, self.stoch, self.logits
 
-    @cached_property
+    @property
     def features(self) -> Float[Tensor, "*batch F"]:
-        """What all heads see; made at the first use."""
-        return torch.cat([self.deter, self.stoch.flatten(-2)], -1)
+        """What all heads see; made at the first use.
+
+        No `functools.cached_property`: until Python 3.12 that takes a lock, at which torch's compiler gives up.
+        """
+        made = vars(self)
+        if "features" not in made:
+            made["features"] = torch.cat([self.deter, self.stoch.flatten(-2)], -1)
+        return made["features"]
 
     def once(self) -> Latent:
         """The same state, held in memory once: ``deter`` and ``stoch`` are parts of ``features``."""

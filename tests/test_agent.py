@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from reverie import native
 from reverie.agent import Agent
 from reverie.behavior.actor_critic import ActorCritic
 from reverie.imagine import imagine
@@ -152,6 +154,35 @@ def test_learning_trains_everything_and_reports_fresh_latents(hierarchy, fixed):
     assert {"world/recon_loss", "world/kl_loss", "policy/policy_loss", "world/grad_norm", "actor/lr"} <= metrics.keys()
     parts = [metrics[f"world/recon_{key}"] for key in VECTORS | IMAGE]
     close(metrics["world/recon_loss"], torch.stack(parts).sum())
+
+
+WAITING = {"aten::_local_scalar_dense", "aten::lift_fresh", "aten::nonzero", "aten::equal"}
+"""Numbers read from a device, or put there from Python: for both a GPU would be waited for."""
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation that waits for a device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.found.update({function._schema.name} & WAITING)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("hierarchy", [FLAT, PLANNED])
+def test_learning_never_waits_for_the_device(hierarchy, monkeypatch):
+    monkeypatch.setattr(native, "_enabled", False)
+    agent = make_agent(IMAGE | VECTORS, behavior=PASSES, hierarchy=hierarchy)
+    batch = make_batch(agent.world)
+    with Waits() as waits:
+        agent.learn(batch)
+    assert not waits.found
+    with waits:
+        torch.as_tensor(1.0).item()
+    assert waits.found == {"aten::lift_fresh": 1, "aten::_local_scalar_dense": 1}
 
 
 def test_the_first_losses_of_a_fresh_agent_are_known():

@@ -101,7 +101,7 @@ class BoundedNormal:
 
 
 def normal(uniform: Tensor) -> Tensor:
-    """Standard normals by inversion; the smallest float above zero that torch.rand can draw keeps them finite."""
+    """Standard normals by inversion. Zero, which torch.rand can draw, counts as less than all else that it draws."""
     return torch.special.ndtri(uniform.clamp(min=2.0**-25))
 
 
