@@ -2,8 +2,8 @@
 
 `compiled` marks a function. Within `learning` its calls run machine code, which is made at the first call and kept in
 the user's cache; everywhere else, and where the compiler fails at a function, Python runs it as it is written. The
-shapes of an update never change, so nothing is compiled twice; acting and evaluation, whose shapes differ, are not
-compiled.
+shapes of an update never change, so all is compiled in the first one; acting and evaluation, whose shapes differ, are
+not compiled.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ BACKEND: Any = "inductor"
 
 MODES = {"graphs": "reduce-overhead"}
 """What else is asked of it, by the choice that asks."""
+
+VARIANTS = 32
+"""Kinds of arguments that one function may be compiled for: levels, and minibatches that differ by a row."""
 
 REPAID = 5_000
 """Updates that repay the compiler's minutes."""
@@ -73,7 +76,7 @@ def learning(enabled: bool, choice: str = "on") -> Iterator[None]:
     """
     before, mode = _learning.set(enabled), _mode.set(MODES.get(choice))
     if enabled:
-        folder()
+        _prepare()
         if _mode.get() is not None:
             torch.compiler.cudagraph_mark_step_begin()
     try:
@@ -81,6 +84,16 @@ def learning(enabled: bool, choice: str = "on") -> Iterator[None]:
     finally:
         _learning.reset(before)
         _mode.reset(mode)
+
+
+def _prepare() -> None:
+    """Tells torch's compiler where to keep its work and how to go about it."""
+    from torch._dynamo import config as tracer
+    from torch._functorch import config as differentiation
+
+    folder()
+    differentiation.force_non_lazy_backward_lowering = True  # what fails on the way back fails in `compiled`, too
+    tracer.recompile_limit = max(tracer.recompile_limit, VARIANTS)
 
 
 def folder() -> str:
@@ -93,7 +106,7 @@ def folder() -> str:
 def repays(choice: str, device: torch.device, updates: float = 0) -> bool:
     """Whether to compile: ``on``, ``graphs``, ``off``, or ``auto``, which asks if a run of so many updates repays it.
 
-    Beside the native kernels it does not: they are as fast.
+    Beside the native kernels it does not: at the sizes that are trained on a CPU they are as fast.
     """
     if choice == "auto":
         return updates >= REPAID and not native.serves(torch.empty(1, device=device))

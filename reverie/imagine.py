@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from reverie.compilation import compiled
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.types import Dream, Goal, Latent, join, stack
@@ -112,10 +113,24 @@ def roll(
     step = world.rssm.dreamer()
     latents, policies, actions = [start], [], []
     for t in range(len(chance)):
-        policies.append(policy(torch.cat([latents[t].features, target], -1)))
-        actions.append(distribution.sample(policies[t], choice[t]))
+        parameters, action = draw(policy, distribution, latents[t], target, choice[t])
+        policies.append(parameters)
+        actions.append(action)
         latents.append(step(latents[t], actions[t], chance[t]))
     return stack(latents), torch.stack(policies, 1), torch.stack(actions, 1)
+
+
+@compiled
+def draw(
+    policy: nn.Module,
+    distribution: ActionDistribution,
+    latent: Latent,
+    target: Float[Tensor, "N W"],
+    uniform: Float[Tensor, "N Z"],
+) -> tuple[Float[Tensor, "N P"], Float[Tensor, "N A"]]:
+    """The policy's parameters in a state, and the action that uniform numbers draw from them."""
+    parameters = policy(torch.cat([latent.features, target], -1))
+    return parameters, distribution.sample(parameters, uniform)
 
 
 @torch.no_grad()

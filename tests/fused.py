@@ -82,7 +82,7 @@ def main(backend: str, kernels: bool, agent: dict[str, Any], world: dict[str, An
         "as written": before,
         "compiled": graphs,
         "compiled later": counters["stats"]["unique_graphs"] - graphs,
-        "broken": list(counters["graph_break"]),
+        "broken": [*counters["graph_break"], *counters["unimplemented"]],
         "metrics": {name: distance(metrics[name], expected[name]) for name in expected},
         "gradients": gradients,
         "reclaimed": reclaimed,

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from reverie import compilation, native
@@ -45,14 +46,17 @@ def learn(backend: str, **choices: Any) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1]).stdout)
 
 
-def test_an_update_is_compiled_in_whole_functions_and_only_once():
-    found = learn("eager")
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("choices", [{}, {"agent": {"precision": "bf16"}, "world": {"gradient_checkpointing": True}}])
+def test_an_update_is_compiled_in_whole_functions_and_only_once(choices):
+    found = learn("eager", **choices)
     assert found["as written"] == 0 and found["compiled"] > 3
     assert found["broken"] == []
     assert found["compiled later"] == 0  # three more updates, and acting
     assert max(found["metrics"].values()) == max(found["gradients"].values()) == 0
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_nothing_of_an_update_is_needed_when_the_next_one_reuses_its_memory(checkpointing):
     found = learn("lender", world={"gradient_checkpointing": checkpointing})
@@ -151,6 +155,18 @@ def test_without_a_compiler_functions_run_as_written_and_one_line_says_so(fresh,
     (line,) = [record.message for record in caplog.records if record.name == compilation.__name__]
     assert "cannot compile" in line and "agent.compile=off" in line and line.isprintable() and len(line) < 200
     assert not compilation.works()
+
+
+def test_a_compiler_that_fails_on_the_way_back_is_not_needed_either(fresh, caplog):
+    def refuse(graph: torch.fx.GraphModule, _: Any) -> Any:
+        raise RuntimeError("no way back")
+
+    fresh.setattr(compilation, "BACKEND", aot_autograd(fw_compiler=lambda graph, _: graph, bw_compiler=refuse))
+    x = torch.ones(3, requires_grad=True)
+    with learning(True):
+        double(x).sum().backward()
+    close(x.grad, 2 * torch.cos(torch.ones(3)))
+    assert not compilation.works() and "no way back" in caplog.text
 
 
 @pytest.mark.usefixtures("fresh")

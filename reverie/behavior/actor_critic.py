@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from reverie.compilation import compiled
 from reverie.functional import lambda_return, masked_mean, masked_variance, replay_return, steer, two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.distributions import ActionDistribution
@@ -142,10 +143,12 @@ class ActorCritic(nn.Module):
         """Parameters of `distribution`."""
         return self.actor(inputs)
 
+    @compiled
     def value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The return expected after each point."""
         return two_hot.mean(self._logits(self.critic, inputs), self.bins)
 
+    @compiled
     def slow_value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The slow critic's opinion."""
         return two_hot.mean(self._logits(self.slow_critic, inputs), self.bins)
@@ -153,6 +156,7 @@ class ActorCritic(nn.Module):
     def _logits(self, critic: nn.Module, inputs: Tensor) -> Float[Tensor, "*batch Q bins"]:
         return critic(inputs).unflatten(-1, (len(self.streams), len(self.bins)))
 
+    @compiled
     def value_loss(
         self,
         inputs: Float[Tensor, "*batch I"],
@@ -277,8 +281,8 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def follow(self, rollout: Rollout, ready: bool | Tensor = True) -> Metrics:
         """Moves the slow critic towards the critic, and steers the entropy once ``ready``; once per learning step."""
-        for slow, fast in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
-            slow.lerp_(fast, self.options.slow_rate)
+        slow, fast = (list(critic.parameters()) for critic in (self.slow_critic, self.critic))
+        torch._foreach_lerp_(slow, fast, self.options.slow_rate)
         share = self.distribution.entropy_share(rollout.policy).mean()
         if self.options.entropy_target is None:
             return {f"{self.name}/entropy_share": share}

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.behavior.actor_critic import ActorCritic, Judgement, ReplayValue
+from reverie.compilation import compiled
 from reverie.functional import masked_mean
 from reverie.optim import Optimizer
 from reverie.types import Metrics, Rollout
@@ -28,6 +29,26 @@ def surrogate(
     """The clipped objective, to be maximised."""
     ratio = torch.exp(logprob - old_logprob)
     return torch.minimum(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage)
+
+
+@compiled
+def policy_losses(
+    level: ActorCritic,
+    inputs: Float[Tensor, "n I"],
+    action: Float[Tensor, "n A"],
+    old_policy: Float[Tensor, "n P"],
+    old_logprob: Float[Tensor, "n"],
+    advantage: Float[Tensor, "n"],
+    weight: Float[Tensor, "n"],
+) -> tuple[Float[Tensor, "n"], ...]:
+    """The loss of every edge, and without gradient: entropy, exact KL from the old policy, logarithm of the ratio."""
+    policy, distribution = level.policy(inputs), level.distribution
+    logprob, entropy = distribution.logprob(policy, action), distribution.entropy(policy)
+    gain = surrogate(logprob, old_logprob, advantage, level.options.clip)
+    loss = -weight * (gain + level.entropy_weight * entropy)
+    with torch.no_grad():
+        divergence = distribution.divergence(old_policy, policy)
+    return loss, entropy.detach(), divergence, (logprob - old_logprob).detach()
 
 
 def kl_estimate(log_ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -70,7 +91,7 @@ def improve(
     metric over all minibatches, each measured before its step; clip fraction and KL estimate are of the level's own
     actions.
     """
-    options, distribution = level.options, level.distribution
+    options = level.options
     inputs, target, slow_value = _lessons(rollout, judgement, replay)
     action, old_policy = rollout.action.flatten(0, 1), rollout.policy.flatten(0, 1)
     old_logprob, own = rollout.logprob.flatten(), rollout.counted.flatten()
@@ -83,16 +104,10 @@ def improve(
         counts = len(weight), 0 if replay is None else replay.weight.numel()
         for index, replayed, both in pieces(counts, options.minibatches, generator):
             seen, edges = inputs[both], len(weight[index])
-            policy = level.policy(seen[:edges])
-            logprob = distribution.logprob(policy, action[index])
-            entropy = distribution.entropy(policy)
-            gain = surrogate(logprob, old_logprob[index], advantage[index], options.clip)
-            policy_loss = -weight[index] * (gain + level.entropy_weight * entropy)
-            with torch.no_grad():
-                kl = distribution.divergence(old_policy[index], policy).mean()
-                log_ratio = logprob - old_logprob[index]
-                changes = log_ratio.expm1().abs()
-                going = going & (kl <= 1.5 * options.target_kl)
+            experience = (field[index] for field in (action, old_policy, old_logprob, advantage, weight))
+            policy_loss, entropy, divergence, log_ratio = policy_losses(level, seen[:edges], *experience)
+            kl, changes = divergence.mean(), log_ratio.expm1().abs()
+            going = going & (kl <= 1.5 * options.target_kl)
             moved = optimizers["actor"].step({"policy": policy_loss}, when=going)
             judged = level.value_loss(seen, target[both], slow_value[both])
             value_losses = {"value": weight[index] * judged[:edges].sum(-1)}
@@ -104,7 +119,7 @@ def improve(
                 {
                     f"{level.name}/policy_loss": policy_loss.detach().mean(),
                     f"{level.name}/value_loss": value_losses["value"].detach().mean(),
-                    f"{level.name}/entropy": entropy.detach().mean(),
+                    f"{level.name}/entropy": entropy.mean(),
                     f"{level.name}/kl": kl,
                     f"{level.name}/kl_estimate": masked_mean(kl_estimate(log_ratio), own[index]),
                     f"{level.name}/kl_stopped": (willing & ~going).float(),
