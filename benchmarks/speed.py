@@ -37,7 +37,7 @@ SETTINGS = {
     "reverie": (),
     "reverie-tensors": ("run.kernels=off",),
     "reverie-compiled": ("run.kernels=off", "agent.compile=on"),
-    "reverie-bf16": ("agent.precision=bf16",),
+    "reverie-bf16": ("run.kernels=off", "agent.precision=bf16"),
     "reverie-checkpointed": ("world.gradient_checkpointing=true",),
     "hierarchy": ("hierarchy.enabled=true", "hierarchy.goal_warmup=0"),
 }
@@ -181,6 +181,7 @@ def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=4.0, help="of updates in each process, at least one update")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where to write (default: benchmarks/results)")
     options = parser.parse_args()
+    options.results.mkdir(parents=True, exist_ok=True)
     options.load = round(os.getloadavg()[0], 2)
     if options.load > 0.5:
         print(f"this machine is busy (load {options.load}): the times will be too long", flush=True)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from reverie import native
 from reverie.functional import symlog
 from reverie.types import ConfigError, Latent, ObservationSpec
 from reverie.world.modality import MODALITY_CONFIGS, ModalityConfig, modalities
@@ -111,6 +112,20 @@ def test_a_map_whose_channels_the_blocks_do_not_divide_is_painted_by_fewer_block
     keys = {"image": ObservationSpec((side, side, 3), "uint8")}
     sizes = replace(SMALL, depth=4, blocks=8)
     assert ImageDecoder(keys, sizes)(latents(2))["image"].shape == (2, side, side, 3)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_maps_have_their_channels_last_in_memory_on_the_whole_way(enabled, monkeypatch):
+    monkeypatch.setattr(native, "_enabled", enabled)
+    big = {"image": ObservationSpec((32, 32, 3), "uint8")}
+    encoder, decoder = ImageEncoder(big, SMALL, embed_dim=0), ImageDecoder(big, SMALL)
+    maps: list[torch.Tensor] = []
+    for stage in (*encoder.stages, decoder.join, *decoder.stages):
+        stage.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    encoder(draw(big, (2,)))
+    decoder(latents(2))
+    assert len(maps) == len(encoder.stages) + 1 + len(decoder.stages)
+    assert all(map.is_contiguous(memory_format=torch.channels_last) for map in maps)
 
 
 def test_oblong_images_keep_their_sides():
