@@ -25,7 +25,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from learning import RESULTS, TASKS, curve, judge, machine
+from curves import curve, judge, machine
+from learning import RESULTS, TASKS
 from speed import SCRIPTS, install
 
 SETTINGS = {

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from learning import machine
+from curves import machine
 from speed import SCRIPTS, WORKLOADS, describe, options_of, run, summary
+
+from reverie.run import plots
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,8 @@ def trace(curve: Curve, threads: int, seconds: float) -> list[dict[str, Any]]:
 
 def plot(traces: list[list[dict[str, Any]]], path: Path) -> None:
     """Time above and memory below, a column for each option, all on logarithmic axes; a size is as far as it is big."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    if (pyplot := plots.pyplot(path)) is None:
+        return
     from matplotlib.ticker import NullLocator
 
     options = list(dict.fromkeys(curve.option for curve in CURVES))

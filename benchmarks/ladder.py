@@ -9,17 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from curves import GOALS, Curve
 from jaxtyping import Float
 
-Curve = dict[str, list[Any]]
-"""Steps, seconds of training and mean returns of all evaluations of one run; goals reached, where there are goals."""
-
-
-GOALS = {"goal_reach": "goals reached", "goal_reach_shuffled": "others' goals", "goal_reach_at_start": "from the start"}
-"""What evaluations count where there are goals, and how a table calls it."""
+from reverie.run import plots
 
 
 @dataclass(frozen=True)
@@ -122,11 +117,8 @@ def _mean(values: Sequence[float | None], style: str) -> str:
 
 def plot(outcomes: Sequence[Outcome], path: Path) -> None:
     """A row per task: every seed thin and the mean of an arm bold, by steps and by minutes."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
+    if (pyplot := plots.pyplot(path)) is None:
+        return
     tasks, arms = ([*dict.fromkeys(names)] for names in zip(*((run.task, run.arm) for run in outcomes), strict=True))
     figure, panels = pyplot.subplots(len(tasks), 2, figsize=(11, 3.4 * len(tasks)), squeeze=False)
     for task, row in zip(tasks, panels, strict=True):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,8 +23,8 @@ from pathlib import Path
 
 import ladder
 import numpy as np
-import torch
-from ladder import Curve, Outcome
+from curves import Curve, curve, judge, machine, plot
+from ladder import Outcome
 
 from reverie.config import Config, dump, load, merge, override, read
 from reverie.env import make_vector
@@ -159,33 +158,6 @@ def check(run: Run) -> None:
         raise SystemExit(f"{run.folder} was trained with another configuration; remove it, or move it away")
 
 
-def curve(path: Path) -> Curve:
-    """All evaluations in a metrics file; how often goals were reached too, None where none had its time."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [row for row in rows if "evaluation/return" in row]
-    columns = {"step": "step", "seconds": "run/seconds", "return": "evaluation/return"}
-    columns |= {name: f"evaluation/{name}" for name in ladder.GOALS}
-    return {name: [row.get(key) for row in rows] for name, key in columns.items() if any(key in row for row in rows)}
-
-
-def judge(points: Curve, goal: float) -> dict[str, float | None]:
-    """When the goal was first reached, and how well it was held from there to three times the steps."""
-    reached = next((i for i, value in enumerate(points["return"]) if value >= goal), None)
-    if reached is None:
-        return {"steps": None, "seconds": None, "best": max(points["return"])}
-    steps = points["step"][reached]
-    held = [value for step, value in zip(points["step"], points["return"], strict=True) if steps <= step <= 3 * steps]
-    return {
-        "steps": steps,
-        "seconds": round(points["seconds"][reached], 1),
-        "held_mean": round(float(np.mean(held)), 2),
-        "held_min": round(min(held), 2),
-        "held_to": min(3 * steps, points["step"][-1]),
-        "best": round(max(points["return"]), 2),
-        "last": round(points["return"][-1], 2),
-    }
-
-
 def random_return(task: Task, episodes: int = 100) -> float:
     """Mean return of uniformly random actions."""
     env = load(Path(f"configs/{task.config}.json"), task.settings).env
@@ -202,37 +174,6 @@ def random_return(task: Task, episodes: int = 100) -> float:
         finished += [episode.total for _, episode in scores.add(step.reward, step.first, step.last)]
     envs.close()
     return float(np.mean(finished))
-
-
-def plot(name: str, goal: float, random: float, curves: dict[int, Curve], path: Path) -> None:
-    """Every seed's curve, the goal, and a random policy."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True)
-    for axis, column, label in ((axes[0], "step", "environment steps"), (axes[1], "seconds", "seconds of training")):
-        for seed, points in curves.items():
-            axis.plot(points[column], points["return"], label=f"seed {seed}", linewidth=1.4)
-        axis.axhline(goal, color="gray", linestyle="--", linewidth=1)
-        axis.axhline(random, color="gray", linestyle=":", linewidth=1)
-        axis.set_xlabel(label)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("mean evaluation return")
-    axes[0].legend(frameon=False)
-    figure.suptitle(f"{name}: dashed = goal {goal:g}, dotted = random policy {random:.3g}")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def machine() -> str:
-    """Processor, cores and the versions that matter."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def report(name: str, curves: dict[int, Curve], load: str) -> None:

@@ -27,14 +27,15 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
+from curves import machine
 from gymnasium import spaces
-from learning import machine
 from speed import CONFIGS, RESULTS
 
 from reverie import ENVIRONMENTS, DreamerV3Trainer, SequenceReplayBuffer
 from reverie.agent import Agent
 from reverie.config import load
 from reverie.replay import ReplayOptions
+from reverie.run import plots
 from reverie.run.device import set_up
 from reverie.types import ActionPart, ObservationSpec, Step
 
@@ -160,10 +161,8 @@ def environments(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Steps per second over the number of environments: collecting solid, training dashed."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    if (pyplot := plots.pyplot(path)) is None:
+        return
 
     names = list(dict.fromkeys(row["name"] for row in rows))
     figure, axes = pyplot.subplots(1, len(names), figsize=(3.4 * len(names), 3.4), squeeze=False)

@@ -23,9 +23,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from learning import machine
+from curves import machine
 
 from reverie.config import dump, load
+from reverie.run import plots
 from reverie.types import ObservationSpec
 
 SCRIPTS = Path(__file__).parent / "peers"
@@ -155,10 +156,8 @@ def show(name: str, table: dict[str, dict[str, float]]) -> None:
 
 def plot(results: dict[str, Any], path: Path) -> None:
     """A panel of bars for each workload."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
+    if (pyplot := plots.pyplot(path)) is None:
+        return
 
     colors = dict(zip((*SETTINGS, *PEERS), pyplot.get_cmap("tab10").colors, strict=False))
     figure, axes = pyplot.subplots(1, len(results), figsize=(3.4 * len(results), 2.6), squeeze=False)

@@ -89,6 +89,7 @@ def test_a_run_that_fails_stops_no_other_and_is_told(
         (learning.RUNS / folder / "metrics.jsonl").write_text(f"{row}\n".replace("'", '"'))
         return CompletedProcess(command, 5 if folder.endswith("0") else 0)
 
+    monkeypatch.setattr(learning, "random_return", lambda task: 0.0)
     monkeypatch.setattr(learning.subprocess, "run", fail_at_first)
     monkeypatch.setattr(sys, "argv", ["learning.py", "vecpad3", "--seeds", "2"])
     with pytest.raises(SystemExit) as ending:
