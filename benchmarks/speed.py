@@ -6,8 +6,8 @@
 Peers come from the package index, each into an environment of its own in ``.peers``, made on first use. All train the
 same network on batches of the same shape, with as many threads, held on fixed cores. Every measurement is a process of
 its own, and the contestants take turns, so that a busy minute of the machine hits all of them. Medians over all updates
-and peak memory go to ``benchmarks/results/speed.{json,png}``, a workload at a time, unless contestants are missing that
-are in there. Runs on Linux.
+and peak memory go to ``benchmarks/results/speed.{json,png}``, by machine and workload, unless contestants are missing
+that are in there. Runs on Linux.
 """
 
 from __future__ import annotations
@@ -154,24 +154,32 @@ def show(name: str, table: dict[str, dict[str, float]]) -> None:
               f"{row['megabytes']:>8}{row['parameters']:>12,}{row['updates']:>9}", flush=True)  # fmt: skip
 
 
-def plot(results: dict[str, Any], path: Path) -> None:
-    """A panel of bars for each workload."""
+def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
+    """A row for each machine, a panel for each workload."""
     if (pyplot := plots.pyplot(path)) is None:
         return
-
+    size = len(results), max(map(len, results.values()))
+    figure, axes = pyplot.subplots(*size, figsize=(3.4 * size[1], 2.6 * size[0]), squeeze=False)
     colors = dict(zip((*SETTINGS, *PEERS), pyplot.get_cmap("tab10").colors, strict=False))
-    figure, axes = pyplot.subplots(1, len(results), figsize=(3.4 * len(results), 2.6), squeeze=False)
-    for axis, (name, result) in zip(axes[0], results.items(), strict=True):
-        table = result["contestants"]
-        times = [row["milliseconds"] for row in table.values()]
-        bars = axis.barh(list(table), times, color=[colors.get(row, "gray") for row in table])
-        axis.bar_label(bars, [f"{time:,.0f} ms  {time / times[0]:.1f}x" for time in times], padding=3, fontsize=8)
-        axis.set(title=name, xlim=(0, 1.7 * max(times)), xticks=[])
-        axis.invert_yaxis()
-        axis.spines[["top", "right", "bottom"]].set_visible(False)
+    for row, (computer, workloads) in zip(axes, results.items(), strict=True):
+        row[0].set_ylabel(computer.split(",")[0])
+        for axis in row[len(workloads) :]:
+            axis.axis("off")
+        for axis, (name, result) in zip(row, workloads.items(), strict=False):
+            draw_bars(axis, name, result["contestants"], colors)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def draw_bars(axis: Any, name: str, table: dict[str, dict[str, float]], colors: dict[str, Any]) -> None:
+    """One workload: a bar for each contestant, with its multiple of the first one's time."""
+    times = [row["milliseconds"] for row in table.values()]
+    bars = axis.barh(list(table), times, color=[colors[contestant] for contestant in table])
+    axis.bar_label(bars, [f"{time:,.0f} ms  {time / times[0]:.1f}x" for time in times], padding=3, fontsize=8)
+    axis.set(title=name, xlim=(0, 1.7 * max(times)), xticks=[])
+    axis.invert_yaxis()
+    axis.spines[["top", "right", "bottom"]].set_visible(False)
 
 
 def options_of(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -198,8 +206,9 @@ def main() -> None:
     if unknown := set(options.workloads) - WORKLOADS.keys():
         parser.error(f"unknown workload {min(unknown)}; choose from {', '.join(WORKLOADS)}")
     path = options.results / "speed.json"
-    results = json.loads(path.read_text()) if path.exists() else {}
-    circumstances = {"machine": machine(), "threads": options.threads, "load before": options.load}
+    everything = json.loads(path.read_text()) if path.exists() else {}
+    results = everything.setdefault(machine(), {})
+    circumstances = {"threads": options.threads, "load before": options.load}
     for name in options.workloads or WORKLOADS:
         contestants = [one for one in WORKLOADS[name].contestants if one in options.contestants]
         if not contestants:
@@ -208,8 +217,8 @@ def main() -> None:
         show(name, table)
         if table.keys() >= results.get(name, {}).get("contestants", {}).keys():  # part of it replaces no whole
             results[name] = {**circumstances, "contestants": table}
-            path.write_text(json.dumps(results, indent=1) + "\n")
-    plot({name: results[name] for name in WORKLOADS if name in results}, path.with_suffix(".png"))
+            path.write_text(json.dumps(everything, indent=1) + "\n")
+    plot(everything, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
