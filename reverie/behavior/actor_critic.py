@@ -281,7 +281,8 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def follow(self, rollout: Rollout, ready: bool | Tensor = True) -> Metrics:
         """Moves the slow critic towards the critic, and steers the entropy once ``ready``; once per learning step."""
-        slow, fast = (list(critic.parameters()) for critic in (self.slow_critic, self.critic))
+        pair = self.slow_critic, self.critic
+        slow, fast = ([parameter.detach() for parameter in critic.parameters()] for critic in pair)
         torch._foreach_lerp_(slow, fast, self.options.slow_rate)
         share = self.distribution.entropy_share(rollout.policy).mean()
         if self.options.entropy_target is None:
