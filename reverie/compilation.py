@@ -121,5 +121,6 @@ def works() -> bool:
 def _give_up(error: Exception) -> None:
     global _failed
     _failed = True
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    cause = getattr(error, "inner_exception", error)  # of what a backend raised
+    reason = next(iter(str(cause).strip().splitlines()), "") or type(cause).__name__
     log.warning("torch cannot compile here (%s): going on without, as with agent.compile=off", reason)

@@ -46,8 +46,11 @@ def learn(backend: str, **choices: Any) -> dict[str, Any]:
     return json.loads(subprocess.run(command, check=True, capture_output=True, cwd=Path(__file__).parents[1]).stdout)
 
 
+HALVED = {"agent": {"precision": "bf16"}, "world": {"gradient_checkpointing": True}}
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("choices", [{}, {"agent": {"precision": "bf16"}, "world": {"gradient_checkpointing": True}}])
+@pytest.mark.parametrize("choices", [{}, pytest.param(HALVED, marks=pytest.mark.compiler)])
 def test_an_update_is_compiled_in_whole_functions_and_only_once(choices):
     found = learn("eager", **choices)
     assert found["as written"] == 0 and found["compiled"] > 3
