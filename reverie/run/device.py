@@ -69,6 +69,7 @@ def set_up(threads: int, kernels: str) -> None:
 def cores() -> int:
     """The processor cores that this process may use, or as many as a container's share of their time amounts to."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = max(allowed, THREADS)  # where OpenMP binds its threads to cores, this one may use but one
     return max(1, int(min(allowed, _share())))
 
 
