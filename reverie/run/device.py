@@ -29,6 +29,9 @@ OBJECTS = 20_000
 """New objects after which Python looks for circles of them; after 700, as it does by itself, it takes 4 % of a small
 update's time, and finds nothing."""
 
+BINDINGS = {"GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES"}
+"""Environment variables by which OpenMP binds each of its threads to a core."""
+
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its share of the processor."""
 
@@ -68,8 +71,10 @@ def set_up(threads: int, kernels: str) -> None:
 
 def cores() -> int:
     """The processor cores that this process may use, or as many as a container's share of their time amounts to."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    allowed = max(allowed, THREADS)  # where OpenMP binds its threads to cores, this one may use but one
+    present = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else present
+    if BINDINGS & os.environ.keys():  # then this thread may use one core, whatever the process may
+        allowed = max(allowed, min(THREADS, present))
     return max(1, int(min(allowed, _share())))
 
 

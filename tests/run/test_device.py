@@ -15,6 +15,8 @@ def share(monkeypatch, tmp_path):
     """Writes what a container's control group says; this process may run on eight cores."""
     monkeypatch.setattr(device, "CGROUP", tmp_path)
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+    for name in device.BINDINGS:
+        monkeypatch.delenv(name, raising=False)
 
     def write(**files):
         for name, text in files.items():
@@ -40,6 +42,16 @@ def share(monkeypatch, tmp_path):
 )
 def test_a_container_gets_no_more_cores_than_its_share(share, files, expected):
     share(**files)
+    assert device.cores() == expected
+
+
+@pytest.mark.parametrize(("bound", "threads", "expected"), [(True, 3, 3), (True, 99, 8), (False, 3, 1)])
+def test_a_thread_that_is_bound_to_its_core_does_not_count_for_all(share, monkeypatch, bound, threads, expected):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(device, "THREADS", threads)
+    if bound:
+        monkeypatch.setenv("GOMP_CPU_AFFINITY", "0 1 2")
     assert device.cores() == expected
 
 
