@@ -248,6 +248,8 @@ def _play(options: argparse.Namespace) -> int:
 def _profile(options: argparse.Namespace) -> int:
     from reverie.run.profile import profile
 
+    if options.output and options.output.suffix == ".png":
+        raise ConfigError(f"--output {options.output} is where the chart goes; name a JSON file")
     result = profile(configuration.build(_tree(options)), options.updates)
     print("\n".join(result.lines()))
     if options.output:

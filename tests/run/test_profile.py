@@ -55,3 +55,9 @@ def test_a_profile_takes_the_flags_of_a_training_run(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     assert main(["profile", "world.size=huge"]) == 2
     assert "world.size" in capsys.readouterr().err
+
+
+def test_the_chart_never_takes_the_place_of_the_figures(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["profile", "--env", "CartPole-v1", "--output", "profile.png"]) == 2
+    assert "profile.png" in capsys.readouterr().err and not list(tmp_path.iterdir())
