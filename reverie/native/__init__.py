@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,15 @@ def _load() -> ctypes.CDLL | None:
     reason: Exception | str = ""
     for extras in EXTRAS:
         try:
-            path = _cached(compiler, [*FLAGS, *extras])
-            try:
-                library = ctypes.CDLL(str(path))
-            except OSError:
-                path.unlink(missing_ok=True)
-                raise
+            library = _open(compiler, [*FLAGS, *extras])
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.decode(errors="replace").strip().splitlines() or [str(error)])[-1]
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = error
         else:
-            log.debug("native kernels: %s with %s", path, " ".join(extras))
+            log.debug("native kernels: %s with %s", library._name, " ".join(extras))
+            if "-fopenmp" not in extras:
+                log.info("%s makes native kernels of one thread; gcc makes faster ones", compiler[0])
             return library
     log.warning("the native kernels could not be built (%s): updates on a CPU take longer", reason)
     return None
@@ -114,15 +112,36 @@ def _load() -> ctypes.CDLL | None:
 
 def _compiler() -> list[str] | None:
     """The command of the machine's C compiler, or None."""
-    commands = map(shlex.split, [os.environ["CC"]] if "CC" in os.environ else COMPILERS)
+    try:
+        commands = [shlex.split(command) for command in ([os.environ["CC"]] if "CC" in os.environ else COMPILERS)]
+    except ValueError as error:
+        log.warning("CC = %s is no command: %s", os.environ["CC"], error)
+        return None
     return next((command for command in commands if command and shutil.which(command[0])), None)
 
 
-def _cached(compiler: Sequence[str], flags: Sequence[str]) -> Path:
-    """The library, built now unless that was done before. Many processes may do so at once."""
+def _open(compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
+    """The library, built now unless that was done before. Many processes may do so at once.
+
+    Raises OSError where it cannot be loaded (clang's OpenMP is not torch's); no later process tries again.
+    """
     path = cache_folder() / f"kernels-{_fingerprint(compiler, flags)}.so"
+    refused = path.with_suffix(".refused")
     if path.exists():
-        return path
+        with suppress(OSError):  # damaged
+            return ctypes.CDLL(str(path))
+    if refused.exists():
+        raise OSError(f"{path} cannot be loaded")
+    _build(compiler, flags, path)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:
+        path.unlink(missing_ok=True)
+        refused.touch()
+        raise
+
+
+def _build(compiler: Sequence[str], flags: Sequence[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         units = [str(FOLDER / unit) for unit in UNITS]
         objects = [unit.replace(".c", ".o") for unit in UNITS]
@@ -130,7 +149,6 @@ def _cached(compiler: Sequence[str], flags: Sequence[str]) -> Path:
         for command in ([*flags, "-c", *units], ["-shared", *objects, "-o", "kernels.so", "-lm"]):
             subprocess.run([*compiler, *command], cwd=folder, check=True, capture_output=True, timeout=120)
         os.replace(Path(folder) / "kernels.so", path)
-    return path
 
 
 def cache_folder() -> Path:
@@ -153,13 +171,14 @@ def _own_folder() -> tempfile.TemporaryDirectory[str]:
 
 @cache
 def _fingerprint_of(compiler: tuple[str, ...]) -> str:
-    """What the machine code depends on besides flags: sources, compiler, processor."""
-    described = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout.decode()
+    """What the machine code depends on besides flags: sources, compiler, processor, and torch's OpenMP."""
+    told = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
+    described = told.decode(errors="replace")
     cpu = Path("/proc/cpuinfo")
     lines = cpu.read_text().splitlines() if cpu.exists() else []
     features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
     sources = [(FOLDER / name).read_text() for name in ("shared.h", *UNITS)]
-    return "\0".join([*sources, described, platform.machine(), platform.processor(), *features])
+    return "\0".join([*sources, described, torch.__version__, platform.machine(), platform.processor(), *features])
 
 
 def _fingerprint(compiler: Sequence[str], flags: Sequence[str]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -320,12 +322,38 @@ def test_a_compiler_that_fails_is_reported_in_one_line(fresh, monkeypatch, caplo
 
 @needs_compiler
 def test_a_damaged_library_is_built_again(fresh, caplog):
-    assert native.version()
+    version = native.version()
     (built,) = fresh.iterdir()
     built.unlink()  # the file that this process has mapped stays whole
     built.write_bytes(b"damaged")
     native._load.cache_clear()
-    assert native.version() and not caplog.records
+    assert native.version() == version and not caplog.records
+
+
+def test_what_cannot_be_loaded_is_built_once(fresh, monkeypatch):
+    built = []
+
+    def build(compiler, flags, path):
+        built.append(flags)
+        path.write_bytes(b"of another OpenMP")
+
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setattr(native, "_build", build)
+    for _ in range(2):
+        assert not native.serves(torch.ones(1))
+        native._load.cache_clear()
+    assert len(built) == len(native.EXTRAS)
+
+
+@pytest.mark.parametrize(("command", "told"), [("gcc 'x", "No closing quotation"), ("strange", "could not be built")])
+def test_a_strange_compiler_is_no_crash(command, told, fresh, monkeypatch, tmp_path, caplog):
+    program = tmp_path / "strange"
+    program.write_text("#!/bin/sh\nprintf '\\377'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CC", command)
+    assert not native.serves(torch.ones(1))
+    assert told in caplog.text
 
 
 @needs_compiler
