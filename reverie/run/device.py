@@ -18,9 +18,11 @@ from reverie.types import DeviceError
 log = logging.getLogger(__name__)
 
 
-MALLOC = {-3: 2**30, -1: 2**31 - 1, -2: 2**26}
+MAPPED, TRIMMED, PADDED = -3, -1, -2
 """Settings of mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes."""
 
+LARGEST_KEPT = 2**30, 2**25
+"""What M_MMAP_THRESHOLD may be; older versions of the GNU C library refuse more than 32 MB."""
 
 THREADS = torch.get_num_threads()
 """What torch chose when it was loaded."""
@@ -96,7 +98,8 @@ def keep_freed_memory() -> None:
     An update allocates the same arrays every time. Only the GNU C library has this choice; elsewhere nothing happens.
     """
     process = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if hasattr(process, "gnu_get_libc_version"):
-        for setting, value in MALLOC.items():
-            if not process.mallopt(setting, value):
-                log.debug("mallopt(%d, %d) is refused", setting, value)
+    if not hasattr(process, "gnu_get_libc_version"):
+        return
+    if any(process.mallopt(MAPPED, size) for size in LARGEST_KEPT):  # without it, the others would freeze a small one
+        process.mallopt(TRIMMED, 2**31 - 1)
+        process.mallopt(PADDED, 2**26)
