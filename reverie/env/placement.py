@@ -28,11 +28,11 @@ STEPS, SECONDS = 200, 0.05
 
 MESSAGES = 20
 
-WORTH = 5.0
+WORTH = 15.0
 """Messages that a step must outlast: a process also has to be started, again for each evaluation, woken and watched.
 
-On two cores MiniGrid, 2 messages long, is collected faster in one process; Pong, 10 messages long, too, until there
-are sixteen (benchmarks/results/scaling.json).
+On two cores MiniGrid, 2 messages long, is collected faster in one process, and so is Pong, 10 messages long, until
+there are sixteen; processes pay for steps of 5 ms (benchmarks/results/scaling.json).
 """
 
 

@@ -35,7 +35,7 @@ class Sleeps(CountingEnv):
 
 
 @pytest.mark.parametrize(
-    ("step", "message", "mode"), [(2e-5, 1e-4, "inline"), (4e-4, 1e-4, "inline"), (6e-4, 1e-4, "processes")]
+    ("step", "message", "mode"), [(2e-5, 1e-4, "inline"), (1.4e-3, 1e-4, "inline"), (1.6e-3, 1e-4, "processes")]
 )
 def test_a_step_that_outlasts_messages_goes_to_processes_and_one_line_says_so(monkeypatch, caplog, step, message, mode):
     monkeypatch.setattr(placement, "_time", lambda options: (step, message))
