@@ -52,7 +52,7 @@ class WorldOptions(Options):
     """Layers of vector encoders and decoders."""
     blocks: int | None = Field(default=None, ge=1)
     """Diagonal blocks of the recurrent core; must divide `deter`."""
-    bins: int | None = Field(default=None, ge=3)
+    bins: int | None = Field(default=None, ge=3, le=4095)
     """Bins of two-hot heads (odd)."""
     unimix: float = Field(default=0.01, ge=0, lt=1)
     """Share of the uniform distribution in every latent."""
