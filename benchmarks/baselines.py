@@ -19,6 +19,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -105,18 +106,23 @@ def sheeprl() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert process.stdout is not None
+        silence = threading.Timer(2 * PATIENCE, process.kill)
+        silence.start()
         began = None
-        for found in filter(None, map(EPISODE.search, process.stdout)):
-            now = time.monotonic()
-            began = began or now
-            returns.append(float(found[2]))
-            if len(returns) == returns.maxlen:
-                for name, value in zip(points, (int(found[1]), now - began, mean(returns)), strict=True):
-                    points[name].append(value)
-            if now - began > PATIENCE or (points["return"] and points["return"][-1] >= GOAL):
-                break
-        process.kill()
-        process.wait()
+        try:
+            for found in filter(None, map(EPISODE.search, process.stdout)):
+                now = time.monotonic()
+                began = began or now
+                returns.append(float(found[2]))
+                if len(returns) == returns.maxlen:
+                    for name, value in zip(points, (int(found[1]), now - began, mean(returns)), strict=True):
+                        points[name].append(value)
+                if now - began > PATIENCE or (points["return"] and points["return"][-1] >= GOAL):
+                    break
+        finally:
+            silence.cancel()
+            process.kill()
+            process.wait()
     if not points["step"]:
         sys.exit(f"{' '.join(command)} printed no episodes")
     return {"sheeprl": {"settings": SHEEPRL} | tell("sheeprl", [points])}

@@ -145,21 +145,22 @@ def summary(answers: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def limit(workload: Workload, threads: int) -> dict[str, float]:
-    """What the products of an update take at the least; see ``peers/limit.py``."""
+    """How many products an update has, and how fast the machine was just now; see ``peers/limit.py``."""
     task = describe(workload, threads, 0.0, SETTINGS["reverie-tensors"])
     return {name: round(value, 1) for name, value in run([sys.executable, str(SCRIPTS / "limit.py")], task).items()}
 
 
-def show(name: str, table: dict[str, dict[str, float]], least: dict[str, float]) -> None:
-    """Prints a workload's rows, each with its multiple of the first one's time, and the limit."""
-    first = next(iter(table.values()))["milliseconds"]
+def show(name: str, table: dict[str, dict[str, float]], gigaflop: float, gigaflops: float) -> None:
+    """Prints a workload's rows, each with its multiple of the first one's time, and what products alone would take."""
+    contestant, first = next((contestant, row["milliseconds"]) for contestant, row in table.items())
+    least = 1000 * gigaflop / gigaflops
     print(f"\n{name:<18}{'ms':>10}{'fastest':>10}{'ratio':>8}{'MB':>8}{'parameters':>12}{'updates':>9}")
     for contestant, row in table.items():
         time = row["milliseconds"]
         print(f"  {contestant:<16}{time:>10.1f}{row['fastest']:>10.1f}{time / first:>8.2f}"
               f"{row['megabytes']:>8}{row['parameters']:>12,}{row['updates']:>9}", flush=True)  # fmt: skip
-    print(f"  {least['gigaflop']:,.0f} GFLOP in products, of {least['gigaflops']:.0f} in a second: "
-          f"{least['milliseconds']:.1f} ms, {least['milliseconds'] / first:.0%} of the first", flush=True)  # fmt: skip
+    print(f"  {gigaflop:,.1f} GFLOP in products take {least:.1f} ms at {gigaflops:.0f} a second, the most seen here: "
+          f"{least / first:.0%} of {contestant}", flush=True)  # fmt: skip
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
@@ -222,10 +223,11 @@ def main() -> None:
         if not contestants:
             continue
         table = compare(WORKLOADS[name], contestants, options.threads, options.seconds)
-        least = limit(WORKLOADS[name], options.threads)
-        show(name, table, least)
+        products = limit(WORKLOADS[name], options.threads)
+        rates = [result["limit"]["gigaflops"] for result in results.values() if "limit" in result]
+        show(name, table, products["gigaflop"], max([products["gigaflops"], *rates]))
         if table.keys() >= results.get(name, {}).get("contestants", {}).keys():  # part of it replaces no whole
-            results[name] = {**circumstances, "contestants": table, "limit": least}
+            results[name] = {**circumstances, "contestants": table, "limit": products}
             path.write_text(json.dumps(everything, indent=1) + "\n")
     plot(everything, path.with_suffix(".png"))
 
