@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -365,3 +366,17 @@ def test_without_a_home_the_kernels_are_built_elsewhere(monkeypatch, tmp_path):
     native._load.cache_clear()
     native._own_folder.cache_clear()
     assert not list(tmp_path.iterdir())  # nothing is left behind
+
+
+@needs_compiler
+def test_a_kernel_without_memory_ends_the_process_with_its_exit_code():
+    program = """
+import ctypes, torch
+from reverie import native
+from reverie.native.layers import structure
+x, y = torch.ones(1, 1), torch.empty(1, 65536)
+layer = structure([(torch.ones(65536, 1), torch.ones(65536), None)], [y])
+native.call("mlp_forward", layer, 1, x, ctypes.c_int64(1), 2**29, 0)
+"""
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (6, "reverie: out of memory in a native kernel\n")
