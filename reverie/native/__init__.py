@@ -131,7 +131,7 @@ def _open(compiler: Sequence[str], flags: Sequence[str]) -> ctypes.CDLL:
         with suppress(OSError):  # damaged
             return ctypes.CDLL(str(path))
     if refused.exists():
-        raise OSError(f"{path} cannot be loaded")
+        raise OSError(f"this machine could not load what {compiler[0]} made; remove {refused} to try again")
     _build(compiler, flags, path)
     try:
         return ctypes.CDLL(str(path))
