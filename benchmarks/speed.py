@@ -1,6 +1,6 @@
 """How long a full update takes (explain a batch, dream, improve): Reverie's settings and its peers.
 
-    python benchmarks/speed.py                                    # everything, eleven minutes on two cores
+    python benchmarks/speed.py                                    # everything, twenty minutes on two cores
     python benchmarks/speed.py size1m mid --contestants reverie   # some of it
 
 Peers come from the package index, each into an environment of its own in ``.peers``, made on first use. All train the
