@@ -38,8 +38,10 @@ EXTRAS = [["-fopenmp", *WIDE], ["-fopenmp"], WIDE, []]
 """Tried in turn: not every compiler has them. OpenMP is not linked: torch's own pool is already in the process."""
 BLOCK = 24
 """Rows that one thread carries through a kernel together."""
+SLICE = 128
+"""Rows at least that a thread sums for the gradient of a matrix."""
 LARGEST_MATRIX = 2**17
-"""Numbers in a matrix above which the products of torch are faster than ours."""
+"""Numbers in a matrix above which torch's products are faster than ours, unless ours are `unrivalled`."""
 
 _enabled = True
 
@@ -64,6 +66,14 @@ def serves(*tensors: Tensor) -> bool:
         and _enabled
         and _load() is not None
     )
+
+
+@cache
+def unrivalled() -> bool:
+    """Whether torch's products in single precision leave half of the processor idle: MKL uses AVX-512 on Intel only."""
+    cpu = Path("/proc/cpuinfo")
+    told = cpu.read_text() if cpu.exists() else ""
+    return " avx512f" in told and "GenuineIntel" not in told
 
 
 def call(kernel: str, *arguments: Any) -> None:

@@ -16,6 +16,41 @@ void norm_silu_backward(const float *dy, const float *x, const float *scale, flo
             norm_silu_back(dy + r * width, x + r * width, scale, dx + r * width, dscale + (size_t)part * width, width);
 }
 
+// The gradients of a matrix and its bias: into[blocks, outputs, inputs] = d^T x for each block of both, and of each
+// column of d the sum (unless `bias` is NULL). Every part of the rows has sums of its own, and goes through its rows in
+// slices that stay in the cache.
+void matrix_gradient(const float *d, const float *x, float *into, float *bias, int64_t rows, int blocks, int outputs,
+                     int inputs, int parts) {
+    size_t ldd = (size_t)blocks * outputs, ldx = (size_t)blocks * inputs, size = ldd * inputs, biases = bias ? ldd : 0;
+    float *sums = claim(parts * (size + biases));
+#pragma omp parallel for schedule(static) if (parts > 1)
+    for (int part = 0; part < parts; part++) {
+        int64_t first = rows * part / parts, end = rows * (part + 1) / parts;
+        float *packed = claim(packed_size(SLICE, inputs) + 2 * biases), *sum = sums + part * (size + biases);
+        double *column = (double *)(packed + packed_size(SLICE, inputs));  // a long sum in single precision loses digits
+        for (size_t j = 0; j < biases; j++) column[j] = 0;
+        for (int64_t r = first; r < end; r += SLICE) {
+            int here = end - r < SLICE ? end - r : SLICE;
+            for (int g = 0; g < blocks; g++) {
+                pack_into(packed, x + r * ldx + g * inputs, ldx, 1, here, inputs);
+                multiply(d + r * ldd + g * outputs, 1, ldd, packed, sum + (size_t)g * outputs * inputs, inputs, outputs,
+                         here, inputs, r > first);
+            }
+            for (int64_t k = r; k < r + here; k++)
+                for (size_t j = 0; j < biases; j++) column[j] += d[k * ldd + j];
+        }
+        for (size_t j = 0; j < biases; j++) sum[size + j] = column[j];
+        free(packed);
+    }
+#pragma omp parallel for schedule(static) if (parts > 1 && size > 16384)
+    for (size_t i = 0; i < size + biases; i++) {
+        float sum = 0;
+        for (int part = 0; part < parts; part++) sum += sums[part * (size + biases) + i];
+        *(i < size ? into + i : bias + i - size) = sum;
+    }
+    free(sums);
+}
+
 void mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, int block, int keep) {
     float *packed[count];
     for (int i = 0; i < count; i++)
@@ -31,10 +66,11 @@ void mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, i
     for (int i = 0; i < count; i++) free(packed[i]);
 }
 
-// From dy to the gradient of every layer's `before`; a last layer without a scale is given in place. dx may be NULL.
-// dscale is [blocks of rows, widths of all scales], zeroed.
-void mlp_backward(const Layer *layers, int count, const float *dy, float *const *dbefore, float *dx, float *dscale,
-                  int64_t rows, int block) {
+// From dy to the gradients of x, of every layer's `before` (a last layer without a scale is given in place), and of
+// matrices and biases. dx may be NULL, and so may the places of a layer's matrix and bias. dscale is [blocks of rows,
+// widths of all scales], zeroed. `parts` is how many sums over rows are made side by side.
+void mlp_backward(const Layer *layers, int count, const float *x, const float *dy, float *const *dbefore, float *dx,
+                  float *const *dweight, float *const *dbias, float *dscale, int64_t rows, int block, int parts) {
     float *packed[count];
     size_t scales = 0, width = widest(layers, count);
     for (int i = 0; i < count; i++) {
@@ -65,5 +101,8 @@ void mlp_backward(const Layer *layers, int count, const float *dy, float *const 
         free(scratch);
     }
     for (int i = 0; i < count; i++) free(packed[i]);
+    for (int i = 0; i < count; i++)
+        if (dweight[i])
+            matrix_gradient(dbefore[i], i ? layers[i - 1].after : x, dweight[i], dbias[i], rows, 1, layers[i].outputs,
+                            layers[i].inputs, parts);
 }
-

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reverie import native
-from reverie.native import BLOCK, LARGEST_MATRIX
+from reverie.native import BLOCK, LARGEST_MATRIX, SLICE
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -45,12 +45,33 @@ def norm_silu(x: Float[Tensor, "*batch W"], scale: Float[Tensor, "W"]) -> Float[
     return _NormSiLU.forward(None, x, scale)
 
 
+def matrix_gradient(
+    d: Float[Tensor, "n O"], x: Float[Tensor, "n I"], blocks: int = 1
+) -> tuple[Float[Tensor, "G o i"], Float[Tensor, "O"]]:
+    """Of the matrix and the bias of ``y = x W + b``, where ``d`` is that of ``y``: ``d.t() @ x`` and ``d.sum(0)``.
+
+    Of a block-diagonal matrix each block has its share of both. Call it where `native.serves`.
+    """
+    d, x, rows = d.contiguous(), x.contiguous(), len(d)
+    shape = blocks, d.shape[1] // blocks, x.shape[1] // blocks
+    matrix, bias = d.new_empty(shape), d.new_empty(d.shape[1])
+    native.call("matrix_gradient", d, x, matrix, bias, ctypes.c_int64(rows), *shape, _parts(rows))
+    return matrix, bias
+
+
+def _parts(rows: int) -> int:
+    """Sums over rows that threads make side by side, each of enough rows to be worth it."""
+    return min(torch.get_num_threads(), -(-rows // SLICE))
+
+
 # --- Stacks of layers ---
 
 Dense = tuple[Tensor, Tensor, Tensor | None]
 """Weight [O, I], bias [O] and, where norm and SiLU follow, their scale [O]."""
 
 
+MANY = 512
+"""Rows that repay packing even a large matrix, where nothing else is as fast."""
 LAYER = "5P2i"
 """`Layer` of shared.h: five places and two widths."""
 
@@ -87,13 +108,25 @@ class _Stack(torch.autograd.Function):
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         widths = [len(scale) for _, _, scale in layers if scale is not None]
         dscale = x.new_zeros(-(-rows // BLOCK), sum(widths))
-        places, outputs = structure(layers, before, after), (ctypes.c_void_p * depth)(*map(native.pointer, d))
-        native.call("mlp_backward", places, depth, dy, outputs, dx, dscale, ctypes.c_int64(rows), BLOCK)
-        inputs, needed = [x.view(rows, -1), *after][:depth], ctx.needs_input_grad[2:]
-        pairs: list[Tensor | None] = []
-        for i, (out, into) in enumerate(zip(d, inputs, strict=True)):
-            pairs += [out.t() @ into if needed[2 * i] else None, out.sum(0) if needed[2 * i + 1] else None]
+        needed = ctx.needs_input_grad[2:]
+        pairs = [
+            torch.empty_like(tensor) if needed[i // 2 * 2] or needed[i // 2 * 2 + 1] else None
+            for i, tensor in enumerate(parameters[: 2 * depth])
+        ]
+        places = (_places(tensors) for tensors in (d, pairs[0::2], pairs[1::2]))
+        sizes = ctypes.c_int64(rows), BLOCK, _parts(rows)
+        d_before, d_weight, d_bias = places
+        native.call(
+            "mlp_backward",
+            *(structure(layers, before, after), depth, x, dy, d_before, dx, d_weight, d_bias, dscale, *sizes),
+        )
         return None, dx, *pairs, *dscale.sum(0).split(widths)
+
+
+def _places(tensors: Sequence[Tensor | None]) -> Any:
+    """An array of pointers, NULL for None."""
+    places = [None if tensor is None else native.pointer(tensor) for tensor in tensors]
+    return (ctypes.c_void_p * len(places))(*places)
 
 
 def _layers(scales: int, parameters: Sequence[Tensor]) -> list[Dense]:
@@ -115,11 +148,10 @@ def structure(layers: Sequence[Dense], before: Sequence[Tensor] = (), after: Seq
 def stack_serves(x: Tensor, layers: Sequence[Dense]) -> bool:
     """Whether `stack` can take these layers, and is the faster way."""
     weights = [weight for weight, _, _ in layers]
-    return (
-        native.serves(x, *weights)
-        and x.shape[-1] == weights[0].shape[1]
-        and max(weight.numel() for weight in weights) <= LARGEST_MATRIX
-    )
+    if not (native.serves(x, *weights) and x.shape[-1] == weights[0].shape[1]):
+        return False
+    many = x.numel() >= MANY * x.shape[-1] and native.unrivalled() and not torch.is_autocast_enabled("cpu")
+    return many or max(weight.numel() for weight in weights) <= LARGEST_MATRIX
 
 
 def stack(x: Float[Tensor, "*batch I"], layers: Sequence[Dense]) -> Float[Tensor, "*batch O"]:

@@ -27,6 +27,8 @@
 #define PANELS 2
 #endif
 #define TALL 6
+// SLICE: rows that the gradient of a matrix takes together; with a power of two, panels would share lines of the cache.
+#define SLICE 152
 #define EPS 1e-4f
 
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
@@ -48,10 +50,10 @@ static inline size_t packed_size(int inputs, int columns) {
 
 // --- Products ---
 
-// One tile: `rows` x `panels` panels, with both counts known to the compiler.
-static inline __attribute__((always_inline)) void tile(const int rows, const int panels, const float *a, size_t lda,
-                                                       const float *packed, float *c, size_t ldc, int inputs,
-                                                       int columns, int add) {
+// One tile: `rows` x `panels` panels, with both counts known to the compiler. a[r, k] is at a[r * row + k * step].
+static inline __attribute__((always_inline)) void tile(const int rows, const int panels, const float *a, size_t row,
+                                                       size_t step, const float *packed, float *c, size_t ldc,
+                                                       int inputs, int columns, int add) {
     Group sum[TALL][PANELS];
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < panels; p++) sum[r][p] = (Group){0};
@@ -59,7 +61,7 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         Group b[PANELS];
         for (int p = 0; p < panels; p++) b[p] = *(const Lanes *)(packed + ((size_t)p * inputs + k) * LANES);
         for (int r = 0; r < rows; r++)
-            for (int p = 0; p < panels; p++) sum[r][p] += a[r * lda + k] * b[p];
+            for (int p = 0; p < panels; p++) sum[r][p] += a[r * row + k * step] * b[p];
     }
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < panels; p++) {
@@ -75,19 +77,21 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
         }
 }
 
-static inline __attribute__((always_inline)) void strip(const int panels, const float *a, size_t lda,
+static inline __attribute__((always_inline)) void strip(const int panels, const float *a, size_t row, size_t step,
                                                         const float *packed, float *c, size_t ldc, int rows,
                                                         int inputs, int columns, int add) {
     int r = 0;
     for (; r + TALL <= rows; r += TALL)
-        tile(TALL, panels, a + r * lda, lda, packed, c + r * ldc, ldc, inputs, columns, add);
-    for (; r + 2 <= rows; r += 2) tile(2, panels, a + r * lda, lda, packed, c + r * ldc, ldc, inputs, columns, add);
-    for (; r < rows; r++) tile(1, panels, a + r * lda, lda, packed, c + r * ldc, ldc, inputs, columns, add);
+        tile(TALL, panels, a + r * row, row, step, packed, c + r * ldc, ldc, inputs, columns, add);
+    for (; r + 2 <= rows; r += 2)
+        tile(2, panels, a + r * row, row, step, packed, c + r * ldc, ldc, inputs, columns, add);
+    for (; r < rows; r++) tile(1, panels, a + r * row, row, step, packed, c + r * ldc, ldc, inputs, columns, add);
 }
 
 // c[rows, columns] = a[rows, inputs] x packed, or += with `add`.
-static inline void product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows, int inputs,
-                           int columns, int add) {
+static inline __attribute__((always_inline)) void multiply(const float *a, size_t row, size_t step,
+                                                           const float *packed, float *c, size_t ldc, int rows,
+                                                           int inputs, int columns, int add) {
     int panels = (columns + LANES - 1) / LANES, p = 0;
     while (p < panels) {
         const float *part = packed + (size_t)p * inputs * LANES;
@@ -95,14 +99,19 @@ static inline void product(const float *a, size_t lda, const float *packed, floa
         float *out = c + p * LANES;
         switch (left) {
 #if PANELS == 4
-            case 4: strip(4, a, lda, part, out, ldc, rows, inputs, rest, add); break;
-            case 3: strip(3, a, lda, part, out, ldc, rows, inputs, rest, add); break;
+            case 4: strip(4, a, row, step, part, out, ldc, rows, inputs, rest, add); break;
+            case 3: strip(3, a, row, step, part, out, ldc, rows, inputs, rest, add); break;
 #endif
-            case 2: strip(2, a, lda, part, out, ldc, rows, inputs, rest, add); break;
-            default: strip(1, a, lda, part, out, ldc, rows, inputs, rest, add);
+            case 2: strip(2, a, row, step, part, out, ldc, rows, inputs, rest, add); break;
+            default: strip(1, a, row, step, part, out, ldc, rows, inputs, rest, add);
         }
         p += left;
     }
+}
+
+static inline void product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows, int inputs,
+                           int columns, int add) {
+    multiply(a, lda, 1, packed, c, ldc, rows, inputs, columns, add);
 }
 
 // The same for a block-diagonal matrix: `blocks` packed matrices of [inputs, columns] one after the other.
@@ -173,18 +182,20 @@ typedef struct {
     int inputs, outputs;
 } Layer;
 
-// Packs matrix[i, j] = m[i * row + j * column] of [inputs, columns] into panels; reads along whichever is contiguous.
+// Packs matrix[i, j] = m[i * row + j * column] of [inputs, columns] into panels. One of both strides is 1, and memory is
+// read along it.
 static inline void pack_into(float *packed, const float *m, size_t row, size_t column, int inputs, int columns) {
-    for (int first = 0; first < columns; first += LANES, packed += (size_t)LANES * inputs) {
-        int here = columns - first < LANES ? columns - first : LANES;
-        if (here < LANES) memset(packed, 0, sizeof(float) * LANES * inputs);
-        if (row == 1) {
-            for (int j = 0; j < here; j++)
-                for (int k = 0; k < inputs; k++) packed[k * LANES + j] = m[(first + j) * column + k];
-        } else {
-            for (int k = 0; k < inputs; k++)
-                for (int j = 0; j < here; j++) packed[k * LANES + j] = m[k * row + (first + j) * column];
-        }
+    int whole = columns / LANES * LANES, rest = columns - whole;
+    size_t panel = (size_t)LANES * inputs;
+    if (rest) memset(packed + (size_t)whole * inputs, 0, sizeof(float) * panel);
+    if (row == 1) {
+        for (int j = 0; j < columns; j++)
+            for (int k = 0; k < inputs; k++) packed[j / LANES * panel + k * LANES + j % LANES] = m[j * column + k];
+        return;
+    }
+    for (int k = 0; k < inputs; k++, packed += LANES, m += row) {
+        for (int j = 0; j < whole; j += LANES) *(Lanes *)(packed + (size_t)j * inputs) = *(const Lanes *)(m + j);
+        for (int j = 0; j < rest; j++) packed[(size_t)whole * inputs + j] = m[whole + j];
     }
 }
 

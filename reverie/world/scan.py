@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from reverie import native
 from reverie.native import BLOCK, LARGEST_MATRIX
-from reverie.native.layers import Dense, structure
+from reverie.native.layers import Dense, matrix_gradient, structure
 from reverie.nets.distributions import ActionDistribution, BoundedNormal, Distribution, OneHot
 from reverie.types import Latent
 from reverie.world.sizes import Sizes
@@ -195,31 +195,29 @@ class _Observe(torch.autograd.Function):
         d = {name: tensor.flatten(2).flatten(0, 1) for name, tensor in grad.items()}
         inputs = {"deter": points, "q": q, "stoch_in": before.flatten(2)} | trace
         into = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
+        from_deter, from_deter_bias = matrix_gradient(d["a1"], into["deter_in"])
+        from_stoch, from_stoch_bias = matrix_gradient(d["a2"], into["stoch_in"])
+        head, head_bias = matrix_gradient(d["logits"], into["q"])
         of_weights = {
-            "from_deter": d["a1"].t() @ into["deter_in"],
-            "from_deter_bias": d["a1"].sum(0),
+            "from_deter": from_deter[0],
+            "from_deter_bias": from_deter_bias,
             "from_deter_scale": scale1,
-            "from_stoch": d["a2"].t() @ into["stoch_in"],
-            "from_stoch_bias": d["a2"].sum(0),
+            "from_stoch": from_stoch[0],
+            "from_stoch_bias": from_stoch_bias,
             "from_stoch_scale": scale2,
-            "recurrent": _block_gradient(into["deter_in"], d["x"], sizes.blocks),
-            "mix_deter": into["h1"].t() @ d["x"],
-            "mix_stoch": into["h2"].t() @ d["x"],
+            "recurrent": matrix_gradient(into["deter_in"], d["x"], sizes.blocks)[0],
+            "mix_deter": matrix_gradient(into["h1"], d["x"])[0][0],
+            "mix_stoch": matrix_gradient(into["h2"], d["x"])[0][0],
             "mix_scale": mix_scale,
-            "gates": _block_gradient(into["m"], d["gate"], sizes.blocks),
+            "gates": matrix_gradient(into["m"], d["gate"], sizes.blocks)[0],
             "gates_bias": d["gate"].sum(0),
-            "inner": d["p"].t() @ into["deter"],
+            "inner": matrix_gradient(d["p"], into["deter"])[0][0],
             "inner_scale": inner_scale,
-            "head": d["logits"].t() @ into["q"],
-            "head_bias": d["logits"].sum(0),
+            "head": head[0],
+            "head_bias": head_bias,
         }
         nothing = (None,) * 4
         return (*nothing, start_deter, start_stoch, grad["x"], grad["p"], *(of_weights[name] for name in OBSERVED))
-
-
-def _block_gradient(x: Float[Tensor, "n I"], dy: Float[Tensor, "n O"], blocks: int) -> Float[Tensor, "G i o"]:
-    left, right = (tensor.unflatten(-1, (blocks, -1)).transpose(0, 1) for tensor in (x, dy))
-    return torch.bmm(left.transpose(1, 2), right)
 
 
 def observe(

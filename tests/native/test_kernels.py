@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from reverie import native
 from reverie.functional import two_hot_bins
 from reverie.imagine import imagine, roll
-from reverie.native.layers import stack_serves
+from reverie.native.layers import matrix_gradient, stack_serves
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP, NormSiLU
 from reverie.optim import Optimizer, OptimizerOptions
@@ -126,7 +126,22 @@ def test_a_stack_of_layers(rows, inputs, units, layers, outputs):
             assert torch.equal(stack(x), y)
         return [y, *gradients(y, x, *stack.parameters())]
 
-    both(run, "mlp_forward", "mlp_backward")
+    both(run, "mlp_forward", "mlp_backward", atol=1e-5)  # as far as sums over rows in single precision are known
+
+
+@needs_compiler
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 4, 4), (152, 8, 64), (153, 20, 132), (2000, 64, 36)])
+def test_the_gradient_of_a_matrix(rows, outputs, inputs, blocks, threads):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    d, x = torch.randn(rows, outputs), torch.randn(rows, inputs)
+    matrix, bias = matrix_gradient(d, x, blocks)
+    for g, (dy, into) in enumerate(zip(d.double().chunk(blocks, 1), x.double().chunk(blocks, 1), strict=True)):
+        size = dy.abs().t() @ into.abs()  # of what is summed
+        assert ((matrix[g] - dy.t() @ into).abs() <= 1e-6 * size).all()
+    assert ((bias - d.double().sum(0)).abs() <= 1e-6 * d.abs().sum(0)).all()
 
 
 @needs_compiler
