@@ -74,7 +74,7 @@ def imagine(
         policies.append(policy)
         actions.append(action)
         choices.append(choice)
-    latent, policy, action = join(latents).once(), torch.cat(policies, 1), torch.cat(actions, 1)
+    latent, policy, action = join(latents), torch.cat(policies, 1), torch.cat(actions, 1)
     del latents, here  # their memory is needed below
     goal = Goal(*(torch.stack(fields, 1) for fields in zip(*(goal.fields for goal in goals), strict=True)))
     features, choice = latent.features, torch.stack(choices, 1)
@@ -117,7 +117,7 @@ def roll(
         policies.append(parameters)
         actions.append(action)
         latents.append(step(latents[t], actions[t], chance[t]))
-    return stack(latents), torch.stack(policies, 1), torch.stack(actions, 1)
+    return stack(latents).once(), torch.stack(policies, 1), torch.stack(actions, 1)
 
 
 @compiled

@@ -153,23 +153,29 @@ class Latent:
             made["features"] = torch.cat([self.deter, self.stoch.flatten(-2)], -1)
         return made["features"]
 
-    def once(self) -> Latent:
-        """The same state, held in memory once: ``deter`` and ``stoch`` are parts of ``features``."""
-        deter, stoch = self.features.split([self.deter.shape[-1], self.stoch.shape[-2:].numel()], -1)
-        latent = Latent(deter, stoch.unflatten(-1, self.stoch.shape[-2:]), self.logits)
-        vars(latent)["features"] = self.features
+    @classmethod
+    def of(cls, features: Float[Tensor, "*batch F"], logits: Float[Tensor, "*batch S C"]) -> Latent:
+        """The state that is held in memory once: ``deter`` and ``stoch`` are parts of ``features``."""
+        groups = logits.shape[-2:]
+        deter, stoch = features.split([features.shape[-1] - groups.numel(), groups.numel()], -1)
+        latent = cls(deter, stoch.unflatten(-1, groups), logits)
+        vars(latent)["features"] = features
         return latent
+
+    def once(self) -> Latent:
+        """The same state, held in memory once."""
+        return Latent.of(self.features, self.logits)
 
     def detach(self) -> Latent:
         return Latent(*(field.detach() for field in self.fields))
 
+    def since(self, t: int) -> Latent:
+        """The states [B, T-t, ...] from step ``t`` of [B, T, ...] on, of which all is part of this one."""
+        return Latent.of(self.features[:, t:], self.logits[:, t:])
+
     def at(self, t: int) -> Latent:
         """The states [B, ...] at step ``t`` of [B, T, ...]."""
         return Latent(*(field[:, t] for field in self.fields))
-
-    def since(self, t: int) -> Latent:
-        """The states [B, T-t, ...] from step ``t`` of [B, T, ...] on."""
-        return Latent(*(field[:, t:] for field in self.fields))
 
     def rows(self) -> Iterator[Latent]:
         """Each row [1, ...] by itself."""
@@ -183,9 +189,10 @@ def stack(latents: Sequence[Latent]) -> Latent:
 
 
 def join(latents: Sequence[Latent]) -> Latent:
-    """Successive stretches [B, T_i, ...] as one [B, sum of T_i, ...]."""
-    fields = zip(*(latent.fields for latent in latents), strict=True)
-    return Latent(*(torch.cat(field, 1) for field in fields)) if len(latents) > 1 else latents[0]
+    """Successive stretches [B, T_i, ...] as one [B, sum of T_i, ...], held in memory once."""
+    if len(latents) == 1:
+        return latents[0]
+    return Latent.of(*(torch.cat([getattr(latent, name) for latent in latents], 1) for name in ("features", "logits")))
 
 
 @dataclass(frozen=True)

@@ -146,15 +146,12 @@ class ActorCritic(nn.Module):
     @compiled
     def value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The return expected after each point."""
-        return two_hot.mean(self._logits(self.critic, inputs), self.bins)
+        return two_hot.predict(self.critic, inputs, self.bins)
 
     @compiled
     def slow_value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The slow critic's opinion."""
-        return two_hot.mean(self._logits(self.slow_critic, inputs), self.bins)
-
-    def _logits(self, critic: nn.Module, inputs: Tensor) -> Float[Tensor, "*batch Q bins"]:
-        return critic(inputs).unflatten(-1, (len(self.streams), len(self.bins)))
+        return two_hot.predict(self.slow_critic, inputs, self.bins)
 
     @compiled
     def value_loss(
@@ -165,7 +162,8 @@ class ActorCritic(nn.Module):
     ) -> Float[Tensor, "*batch Q"]:
         """Cross-entropy towards the return, plus a pull towards the slow critic."""
         targets, weights = [target, slow_value], [1.0, self.options.slow_scale]
-        return two_hot.loss(self._logits(self.critic, inputs), targets, weights, self.bins)
+        logits = self.critic(inputs).unflatten(-1, (len(self.streams), len(self.bins)))
+        return two_hot.loss(logits, targets, weights, self.bins)
 
     @torch.no_grad()
     def judge(self, rollout: Rollout) -> Judgement:

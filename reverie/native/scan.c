@@ -230,13 +230,13 @@ static void norm_rows(const float *x, const float *scale, float *y, int rows, in
     for (int r = 0; r < rows; r++) norm_silu(x + r * width, scale, y + r * width, width);
 }
 
-// Policy and prior by turns for `steps` steps. deter, stoch and logits are [N, steps + 1, ...] and hold the start at
-// 0; target [N, G], which the policy sees beside the state, noise [steps, N, Z] and chance [steps, N, S] come in,
+// Policy and prior by turns for `steps` steps. points, deter with stoch beside it, and logits are [N, steps + 1, ...] and
+// hold the start at 0; target [N, G], which the policy sees beside the state, noise [steps, N, Z] and chance [steps, N, S] come in,
 // policy [N, steps, P] and action [N, steps, A] go out.
 void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer *from_action, const float *mix_action,
            const float *mix_bias, const Part *parts, int part_count, const float *target, int G, const float *noise,
-           int Z, const float *chance, float *deter, float *stoch, float *logits, float *policy, float *action) {
-    size_t T = s.steps, D = s.deter, h = s.hidden, S = s.stoch, SC = wide(s), F = D + SC + G, n = s.block;
+           int Z, const float *chance, float *points, float *logits, float *policy, float *action) {
+    size_t T = s.steps, D = s.deter, h = s.hidden, S = s.stoch, SC = wide(s), L = D + SC, F = L + G, n = s.block;
     size_t P = actor[depth - 1].outputs, A = from_action->inputs, U = widest(actor, depth);
     Packed packed = pack_forward(w, s);
     float *packed_actor[depth], *packed_action = pack(from_action->weight, 1, A, A, h);
@@ -258,15 +258,14 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
         memcpy(layers, actor, sizeof(layers));
         layers[depth - 1].before = params;
         for (int r = 0; r < rows; r++) {
-            classes_of(stoch + (begin + r) * (T + 1) * SC, index + r * S, s);
-            memcpy(features + r * F + D + SC, target + (size_t)(begin + r) * G, sizeof(float) * G);
+            classes_of(points + (begin + r) * (T + 1) * L + D, index + r * S, s);
+            memcpy(features + r * F + L, target + (size_t)(begin + r) * G, sizeof(float) * G);
         }
         for (size_t t = 0; t < T; t++) {
             for (int r = 0; r < rows; r++) {
-                size_t point = (begin + r) * (T + 1) + t;
-                memcpy(deter_in + r * D, deter + point * D, sizeof(float) * D);
-                memcpy(features + r * F, deter + point * D, sizeof(float) * D);
-                memcpy(features + r * F + D, stoch + point * SC, sizeof(float) * SC);
+                const float *here = points + ((begin + r) * (T + 1) + t) * L;
+                memcpy(deter_in + r * D, here, sizeof(float) * D);
+                memcpy(features + r * F, here, sizeof(float) * L);
             }
             mlp_rows(layers, depth, packed_actor, features, 0, rows, hidden, U, 0);
             for (int r = 0; r < rows; r++) {
@@ -294,8 +293,8 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
             product(h2, h, packed.head, to, (T + 1) * SC, rows, h, SC, 1);
             for (int r = 0; r < rows; r++) {
                 size_t point = (begin + r) * (T + 1) + t + 1;
-                memcpy(deter + point * D, out + r * D, sizeof(float) * D);
-                sample(logits + point * SC, chance + (t * s.batch + begin + r) * S, probs, stoch + point * SC,
+                memcpy(points + point * L, out + r * D, sizeof(float) * D);
+                sample(logits + point * SC, chance + (t * s.batch + begin + r) * S, probs, points + point * L + D,
                        index + r * S, s);
             }
         }

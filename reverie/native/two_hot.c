@@ -1,4 +1,4 @@
-// The heads of functional.py that predict a distribution over bins: its mean, and its cross-entropy.
+// Heads that predict a distribution over bins: its mean, with the layers before it, and its cross-entropy.
 
 #include "shared.h"
 
@@ -14,18 +14,37 @@ static inline float largest_of(const float *x, int width) {
     return largest;
 }
 
-void two_hot_mean(const float *logits, const float *bins, float *mean, int64_t rows, int width) {
-#pragma omp parallel for schedule(static) if (rows * width > 16384)
-    for (int64_t r = 0; r < rows; r++) {
-        const float *x = logits + r * width;
-        float largest = largest_of(x, width), sum = 0, total = 0, power[width];
-        for (int k = 0; k < width; k++) {
-            power[k] = exponential(x[k] - largest);
-            sum += power[k];
-        }
-        for (int k = 0; k < width / 2; k++) total += (power[width - 1 - k] - power[k]) * -bins[k];
-        mean[r] = total / sum;
+static inline float expected(const float *logits, const float *bins, int width) {
+    float largest = largest_of(logits, width), sum = 0, total = 0, power[width];
+    for (int k = 0; k < width; k++) {
+        power[k] = exponential(logits[k] - largest);
+        sum += power[k];
     }
+    for (int k = 0; k < width / 2; k++) total += (power[width - 1 - k] - power[k]) * -bins[k];
+    return total / sum;
+}
+
+// The expected bin of every group of logits that a stack of layers ends with: mean is [rows, groups]. Logits never leave
+// the cache.
+void two_hot_mean(const Layer *layers, int count, const float *x, const float *bins, int width, float *mean,
+                  int64_t rows, int block) {
+    int outputs = layers[count - 1].outputs, inputs = layers[0].inputs, groups = outputs / width;
+    size_t widest_layer = widest(layers, count);
+    float *packed[count];
+    for (int i = 0; i < count; i++)
+        packed[i] = pack(layers[i].weight, 1, layers[i].inputs, layers[i].inputs, layers[i].outputs);
+#pragma omp parallel for schedule(static) if (rows > block)
+    for (int64_t begin = 0; begin < rows; begin += block) {
+        int here = rows - begin < block ? rows - begin : block;
+        float *logits = claim(block * (outputs + 3 * widest_layer));
+        Layer own[count];
+        memcpy(own, layers, sizeof(own));
+        own[count - 1].before = logits;
+        mlp_rows(own, count, packed, x + begin * inputs, 0, here, logits + block * outputs, widest_layer, 0);
+        for (int i = 0; i < here * groups; i++) mean[begin * groups + i] = expected(logits + i * width, bins, width);
+        free(logits);
+    }
+    for (int i = 0; i < count; i++) free(packed[i]);
 }
 
 // The bin at or below a target, and the share of the one above.

@@ -12,15 +12,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reverie import functional, native
+from reverie.native import BLOCK
+from reverie.native.layers import stack_serves, structure
+from reverie.nets.layers import MLP
 
 
-def mean(logits: Float[Tensor, "*batch K"], bins: Float[Tensor, "K"]) -> Float[Tensor, "*batch"]:
-    """The expected bin."""
-    if not native.serves(logits, bins) or (torch.is_grad_enabled() and logits.requires_grad):
-        return functional.two_hot_mean(logits, bins)
-    logits = logits.contiguous()
-    expected = logits.new_empty(logits.shape[:-1])
-    native.call("two_hot_mean", logits, bins, expected, ctypes.c_int64(expected.numel()), len(bins))
+def predict(head: MLP, x: Float[Tensor, "*batch I"], bins: Float[Tensor, "K"]) -> Float[Tensor, "*batch Q"]:
+    """The expected bin of each of the Q distributions that a head ends with."""
+    layers = head.dense
+    if torch.is_grad_enabled() or not (stack_serves(x, layers) and native.serves(bins)):
+        return functional.two_hot_mean(head(x).unflatten(-1, (-1, len(bins))), bins)
+    x = x.contiguous()
+    expected = x.new_empty(*x.shape[:-1], len(layers[-1][1]) // len(bins))
+    rows, task = ctypes.c_int64(x.numel() // x.shape[-1]), (bins, len(bins), expected)
+    native.call("two_hot_mean", structure(layers), len(layers), x, *task, rows, BLOCK)
     return expected
 
 

@@ -198,7 +198,7 @@ class MultimodalWorldModel(nn.Module):
     @compiled
     def reward(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:
         """The reward that arrives with a state."""
-        return two_hot.mean(self.reward_head(features), self.bins)
+        return two_hot.predict(self.reward_head, features, self.bins).squeeze(-1)
 
     @compiled
     def continues(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch"]:

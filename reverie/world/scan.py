@@ -283,9 +283,10 @@ def dream(
         target=(target, (count, target.shape[1])),
         actor=(actor[0][0], (len(actor[0][0]), sizes.features + target.shape[1])),
     )
-    latent = Latent(*(field.new_empty(count, horizon + 1, *field.shape[1:]) for field in start.fields))
-    for points, first in zip(latent.fields, start.fields, strict=True):
-        points[:, 0] = first
+    features, logits = (
+        first.new_empty(count, horizon + 1, *first.shape[1:]) for first in (start.features, start.logits)
+    )
+    features[:, 0], logits[:, 0] = start.features, start.logits
     parts = [_part(part) for part in distribution.parts]
     policy = choice.new_empty(count, horizon, distribution.parameters)
     action = choice.new_empty(count, horizon, sum(part.size for part in distribution.parts))
@@ -297,6 +298,6 @@ def dream(
         *(structure(actor), len(actor), structure([drive.layer]), mix, drive.bias),
         *((_Part * len(parts))(*parts), len(parts), target, target.shape[-1]),
         *(noise, noise.shape[-1], chance.contiguous()),
-        *(*latent.fields, policy, action),
+        *(features, logits, policy, action),
     )
-    return latent, policy, action
+    return Latent.of(features, logits), policy, action
