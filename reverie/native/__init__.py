@@ -1,7 +1,8 @@
 """Native kernels for CPUs: built on first use with the machine's C compiler, cached, and never required.
 
 The C files hold what dominates an update on a CPU while the matrices are small: the loops over time, stacks of layers,
-two-hot heads, and the optimizer's step. `serves` is false where no compiler is found, after `use(False)`, and for
+two-hot heads, and the optimizer's step. Where products are to be in bf16 and the processor has such products, the same
+files are built once more with them. `serves` is false where no compiler is found, after `use(False)`, and for
 tensors that the kernels do not know; every caller then computes the same in plain tensors, which is also the oracle of
 the tests.
 """
@@ -30,6 +31,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
 UNITS = ["layers.c", "scan.c", "two_hot.c", "optimizer.c"]
+HEADERS = ["products.h", "shared.h"]
 COMPILERS = ["cc", "gcc", "clang"]
 """Looked for in turn, unless the environment names one as CC."""
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC"]
@@ -68,17 +70,28 @@ def serves(*tensors: Tensor) -> bool:
     )
 
 
-@cache
 def unrivalled() -> bool:
     """Whether torch's products in single precision leave half of the processor idle: MKL uses AVX-512 on Intel only."""
-    cpu = Path("/proc/cpuinfo")
-    told = cpu.read_text() if cpu.exists() else ""
-    return " avx512f" in told and "GenuineIntel" not in told
+    return "avx512f" in _features() and "GenuineIntel" not in _features()
 
 
-def call(kernel: str, *arguments: Any) -> None:
-    """Calls a kernel: tensors go as pointers, structures and numbers as ctypes sees them (a plain int is a C int)."""
-    getattr(_load(), kernel)(*(address(item) if isinstance(item, Tensor) else item for item in arguments))
+def halves() -> bool:
+    """Whether products are in bf16 now: where autocast says so, and the processor has them."""
+    return (
+        torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and "avx512_bf16" in _features()
+        and _load(half=True) is not None
+    )
+
+
+def call(kernel: str, *arguments: Any, half: bool | None = None) -> None:
+    """Calls a kernel: tensors go as pointers, structures and numbers as ctypes sees them (a plain int is a C int).
+
+    ``half`` is for the way back, which has to multiply as the way forward did when `halves` held or did not.
+    """
+    library = _load(half=halves() if half is None else half)
+    getattr(library, kernel)(*(address(item) if isinstance(item, Tensor) else item for item in arguments))
 
 
 def address(tensor: Tensor) -> ctypes.c_void_p:
@@ -97,8 +110,17 @@ def pointer(tensor: Tensor) -> int:
 
 
 @cache
-def _load() -> ctypes.CDLL | None:
-    """The compiled kernels, or None."""
+def _features() -> frozenset[str]:
+    """The maker of the processor and what it can do, in the words of Linux; empty elsewhere."""
+    cpu = Path("/proc/cpuinfo")
+    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    told = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features", "vendor_id"))]
+    return frozenset(word for words in told for word in words)
+
+
+@cache
+def _load(half: bool = False) -> ctypes.CDLL | None:
+    """The compiled kernels, or None. ``half`` are those whose products are in bf16."""
     compiler = _compiler()
     if compiler is None:
         log.info("no C compiler found: the native kernels are off, updates on a CPU take longer")
@@ -106,7 +128,7 @@ def _load() -> ctypes.CDLL | None:
     reason: Exception | str = ""
     for extras in EXTRAS:
         try:
-            library = _open(compiler, [*FLAGS, *extras])
+            library = _open(compiler, [*FLAGS, *["-DHALF"] * half, *extras])
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.decode(errors="replace").strip().splitlines() or [str(error)])[-1]
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -184,11 +206,9 @@ def _fingerprint_of(compiler: tuple[str, ...]) -> str:
     """What the machine code depends on besides flags: sources, compiler, processor, and torch's OpenMP."""
     told = subprocess.run([*compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
     described = told.decode(errors="replace")
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
-    features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
-    sources = [(FOLDER / name).read_text() for name in ("shared.h", *UNITS)]
-    return "\0".join([*sources, described, torch.__version__, platform.machine(), platform.processor(), *features])
+    sources = [(FOLDER / name).read_text() for name in (*HEADERS, *UNITS)]
+    machine = platform.machine(), platform.processor(), *sorted(_features())
+    return "\0".join([*sources, described, torch.__version__, *machine])
 
 
 def _fingerprint(compiler: Sequence[str], flags: Sequence[str]) -> str:

@@ -46,16 +46,18 @@ def norm_silu(x: Float[Tensor, "*batch W"], scale: Float[Tensor, "W"]) -> Float[
 
 
 def matrix_gradient(
-    d: Float[Tensor, "n O"], x: Float[Tensor, "n I"], blocks: int = 1
+    d: Float[Tensor, "n O"], x: Float[Tensor, "n I"], blocks: int = 1, half: bool | None = None
 ) -> tuple[Float[Tensor, "G o i"], Float[Tensor, "O"]]:
     """Of the matrix and the bias of ``y = x W + b``, where ``d`` is that of ``y``: ``d.t() @ x`` and ``d.sum(0)``.
 
-    Of a block-diagonal matrix each block has its share of both. Call it where `native.serves`.
+    Of a block-diagonal matrix each block has its share of both. ``half`` is as in `native.call`. Call it where
+    `native.serves`.
     """
     d, x, rows = d.contiguous(), x.contiguous(), len(d)
     shape = blocks, d.shape[1] // blocks, x.shape[1] // blocks
     matrix, bias = d.new_empty(shape), d.new_empty(d.shape[1])
-    native.call("matrix_gradient", d, x, matrix, bias, ctypes.c_int64(rows), *shape, _parts(rows))
+    task = d, x, matrix, bias, ctypes.c_int64(rows), *shape, _parts(rows)
+    native.call("matrix_gradient", *task, half=half)
     return matrix, bias
 
 
@@ -92,7 +94,7 @@ class _Stack(torch.autograd.Function):
             "mlp_forward", structure(layers, before, after), len(layers), x, ctypes.c_int64(rows), BLOCK, int(keep)
         )
         if keep:
-            ctx.scales, ctx.depth = scales, len(layers)
+            ctx.scales, ctx.depth, ctx.half = scales, len(layers), native.halves()
             ctx.save_for_backward(x, *before, *after, *parameters)
         return (before if len(before) > len(after) else after)[-1].view(*x.shape[:-1], outputs[-1])
 
@@ -119,6 +121,7 @@ class _Stack(torch.autograd.Function):
         native.call(
             "mlp_backward",
             *(structure(layers, before, after), depth, x, dy, d_before, dx, d_weight, d_bias, dscale, *sizes),
+            half=ctx.half,
         )
         return None, dx, *pairs, *dscale.sum(0).split(widths)
 
@@ -150,7 +153,7 @@ def stack_serves(x: Tensor, layers: Sequence[Dense]) -> bool:
     weights = [weight for weight, _, _ in layers]
     if not (native.serves(x, *weights) and x.shape[-1] == weights[0].shape[1]):
         return False
-    many = x.numel() >= MANY * x.shape[-1] and native.unrivalled() and not torch.is_autocast_enabled("cpu")
+    many = x.numel() >= MANY * x.shape[-1] and native.unrivalled()
     return many or max(weight.numel() for weight in weights) <= LARGEST_MATRIX
 
 

@@ -1,127 +1,10 @@
-// What all kernels share: products with packed matrices, the norm with its activation, and stacks of layers.
-//
-// Matrices are packed for the product "rows x matrix": panels of LANES columns, each [inputs][LANES], zero-padded.
-// All other arrays are row-major.
+// What kernels share beside products: the norm with its activation, and stacks of layers.
 
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
+#include "products.h"
 
-// LANES: columns of a panel, one register; a vector of another length would live in memory.
-// PANELS: panels that a tile of TALL rows multiplies at once, as many as the register file holds.
-#if defined(__AVX512F__)
-#define LANES 16
-#define PANELS 4
-#elif defined(__AVX__)
-#define LANES 8
-#define PANELS 2
-#elif defined(__aarch64__)
-#define LANES 4
-#define PANELS 4
-#else
-#define LANES 4
-#define PANELS 2
-#endif
-#define TALL 6
 // SLICE: rows that the gradient of a matrix takes together; with a power of two, panels would share lines of the cache.
 #define SLICE 152
 #define EPS 1e-4f
-
-typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float Group __attribute__((vector_size(4 * LANES)));
-
-// Memory for the duration of a call, from the beginning of a cache line on: a vector that lies in two lines costs twice
-// the time. Without memory the process ends with the exit code for that.
-static inline float *claim(size_t numbers) {
-    float *memory = aligned_alloc(64, (sizeof(float) * numbers / 64 + 1) * 64);
-    if (!memory) {
-        fputs("reverie: out of memory in a native kernel\n", stderr);
-        _exit(6);
-    }
-    return memory;
-}
-
-static inline size_t packed_size(int inputs, int columns) {
-    return (size_t)((columns + LANES - 1) / LANES) * LANES * inputs;
-}
-
-// --- Products ---
-
-// One tile: `rows` x `panels` panels, with both counts known to the compiler. a[r, k] is at a[r * row + k * step].
-static inline __attribute__((always_inline)) void tile(const int rows, const int panels, const float *a, size_t row,
-                                                       size_t step, const float *packed, float *c, size_t ldc,
-                                                       int inputs, int columns, int add) {
-    Group sum[TALL][PANELS];
-    for (int r = 0; r < rows; r++)
-        for (int p = 0; p < panels; p++) sum[r][p] = (Group){0};
-    for (int k = 0; k < inputs; k++) {
-        Group b[PANELS];
-        for (int p = 0; p < panels; p++) b[p] = *(const Lanes *)(packed + ((size_t)p * inputs + k) * LANES);
-        for (int r = 0; r < rows; r++)
-            for (int p = 0; p < panels; p++) sum[r][p] += a[r * row + k * step] * b[p];
-    }
-    for (int r = 0; r < rows; r++)
-        for (int p = 0; p < panels; p++) {
-            float *out = c + r * ldc + p * LANES;
-            if (columns - p * LANES >= LANES) {
-                if (add) sum[r][p] += *(Lanes *)out;
-                *(Lanes *)out = sum[r][p];
-            } else {
-                float result[LANES];
-                *(Lanes *)result = sum[r][p];
-                for (int j = 0; j < (columns - p * LANES) % LANES; j++) out[j] = add ? out[j] + result[j] : result[j];
-            }
-        }
-}
-
-static inline __attribute__((always_inline)) void strip(const int panels, const float *a, size_t row, size_t step,
-                                                        const float *packed, float *c, size_t ldc, int rows,
-                                                        int inputs, int columns, int add) {
-    int r = 0;
-    for (; r + TALL <= rows; r += TALL)
-        tile(TALL, panels, a + r * row, row, step, packed, c + r * ldc, ldc, inputs, columns, add);
-    for (; r + 2 <= rows; r += 2)
-        tile(2, panels, a + r * row, row, step, packed, c + r * ldc, ldc, inputs, columns, add);
-    for (; r < rows; r++) tile(1, panels, a + r * row, row, step, packed, c + r * ldc, ldc, inputs, columns, add);
-}
-
-// c[rows, columns] = a[rows, inputs] x packed, or += with `add`.
-static inline __attribute__((always_inline)) void multiply(const float *a, size_t row, size_t step,
-                                                           const float *packed, float *c, size_t ldc, int rows,
-                                                           int inputs, int columns, int add) {
-    int panels = (columns + LANES - 1) / LANES, p = 0;
-    while (p < panels) {
-        const float *part = packed + (size_t)p * inputs * LANES;
-        int left = panels - p < PANELS ? panels - p : PANELS, rest = columns - p * LANES;
-        float *out = c + p * LANES;
-        switch (left) {
-#if PANELS == 4
-            case 4: strip(4, a, row, step, part, out, ldc, rows, inputs, rest, add); break;
-            case 3: strip(3, a, row, step, part, out, ldc, rows, inputs, rest, add); break;
-#endif
-            case 2: strip(2, a, row, step, part, out, ldc, rows, inputs, rest, add); break;
-            default: strip(1, a, row, step, part, out, ldc, rows, inputs, rest, add);
-        }
-        p += left;
-    }
-}
-
-static inline void product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows, int inputs,
-                           int columns, int add) {
-    multiply(a, lda, 1, packed, c, ldc, rows, inputs, columns, add);
-}
-
-// The same for a block-diagonal matrix: `blocks` packed matrices of [inputs, columns] one after the other.
-static inline void block_product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows,
-                                 int blocks, int inputs, int columns, int add) {
-    size_t stride = packed_size(inputs, columns);
-    for (int g = 0; g < blocks; g++)
-        product(a + g * inputs, lda, packed + g * stride, c + g * columns, ldc, rows, inputs, columns, add);
-}
 
 // --- RMS norm, then SiLU ---
 
@@ -182,29 +65,6 @@ typedef struct {
     float *before, *after;               // [rows, outputs], of norm and SiLU; without a scale there is only before
     int inputs, outputs;
 } Layer;
-
-// Packs matrix[i, j] = m[i * row + j * column] of [inputs, columns] into panels. One of both strides is 1, and memory is
-// read along it.
-static inline void pack_into(float *packed, const float *m, size_t row, size_t column, int inputs, int columns) {
-    int whole = columns / LANES * LANES, rest = columns - whole;
-    size_t panel = (size_t)LANES * inputs;
-    if (rest) memset(packed + (size_t)whole * inputs, 0, sizeof(float) * panel);
-    if (row == 1) {
-        for (int j = 0; j < columns; j++)
-            for (int k = 0; k < inputs; k++) packed[j / LANES * panel + k * LANES + j % LANES] = m[j * column + k];
-        return;
-    }
-    for (int k = 0; k < inputs; k++, packed += LANES, m += row) {
-        for (int j = 0; j < whole; j += LANES) *(Lanes *)(packed + (size_t)j * inputs) = *(const Lanes *)(m + j);
-        for (int j = 0; j < rest; j++) packed[(size_t)whole * inputs + j] = m[whole + j];
-    }
-}
-
-static inline float *pack(const float *m, size_t row, size_t column, int inputs, int columns) {
-    float *packed = claim(packed_size(inputs, columns));
-    pack_into(packed, m, row, column, inputs, columns);
-    return packed;
-}
 
 static inline void fill(float *c, size_t ldc, const float *bias, int rows, int width) {
     for (int r = 0; r < rows; r++) memcpy(c + r * ldc, bias, sizeof(float) * width);

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -170,7 +171,7 @@ class _Observe(torch.autograd.Function):
         structures = ctypes.byref(_Weights(**_addresses(weights))), numbers
         native.call("observe_forward", *structures, *given, _Trace(**_addresses(trace)), *results)
         ctx.save_for_backward(keep, stoch, *results, *trace.values(), *parameters)
-        ctx.sizes, ctx.numbers = sizes, numbers
+        ctx.sizes, ctx.numbers, ctx.half = sizes, numbers, native.halves()
         return points, samples, logits
 
     @staticmethod
@@ -189,15 +190,17 @@ class _Observe(torch.autograd.Function):
             "observe_backward",
             *(ctypes.byref(_Weights(**_addresses(weights))), ctx.numbers, keep, _Trace(**_addresses(trace))),
             *(p, logits, given_deter, given_stoch, start_deter, start_stoch, _Gradients(**_addresses(grad))),
+            half=ctx.half,
         )
         before = torch.cat([start[:, None], samples[:, :-1]], 1) * keep[..., None, None]
         scale1, scale2, inner_scale, mix_scale = grad.pop("scales").sum(0).split(scales)
         d = {name: tensor.flatten(2).flatten(0, 1) for name, tensor in grad.items()}
         inputs = {"deter": points, "q": q, "stoch_in": before.flatten(2)} | trace
         into = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
-        from_deter, from_deter_bias = matrix_gradient(d["a1"], into["deter_in"])
-        from_stoch, from_stoch_bias = matrix_gradient(d["a2"], into["stoch_in"])
-        head, head_bias = matrix_gradient(d["logits"], into["q"])
+        product = partial(matrix_gradient, half=ctx.half)
+        from_deter, from_deter_bias = product(d["a1"], into["deter_in"])
+        from_stoch, from_stoch_bias = product(d["a2"], into["stoch_in"])
+        head, head_bias = product(d["logits"], into["q"])
         of_weights = {
             "from_deter": from_deter[0],
             "from_deter_bias": from_deter_bias,
@@ -205,13 +208,13 @@ class _Observe(torch.autograd.Function):
             "from_stoch": from_stoch[0],
             "from_stoch_bias": from_stoch_bias,
             "from_stoch_scale": scale2,
-            "recurrent": matrix_gradient(into["deter_in"], d["x"], sizes.blocks)[0],
-            "mix_deter": matrix_gradient(into["h1"], d["x"])[0][0],
-            "mix_stoch": matrix_gradient(into["h2"], d["x"])[0][0],
+            "recurrent": product(into["deter_in"], d["x"], sizes.blocks)[0],
+            "mix_deter": product(into["h1"], d["x"])[0][0],
+            "mix_stoch": product(into["h2"], d["x"])[0][0],
             "mix_scale": mix_scale,
-            "gates": matrix_gradient(into["m"], d["gate"], sizes.blocks)[0],
+            "gates": product(into["m"], d["gate"], sizes.blocks)[0],
             "gates_bias": d["gate"].sum(0),
-            "inner": matrix_gradient(d["p"], into["deter"])[0][0],
+            "inner": product(d["p"], into["deter"])[0][0],
             "inner_scale": inner_scale,
             "head": head[0],
             "head_bias": head_bias,

@@ -1,0 +1,225 @@
+// Products with packed matrices. They are packed for "rows x matrix": panels of LANES columns, each [depth][LANES],
+// zero-padded. All other arrays are row-major.
+//
+// With HALF, numbers are rounded to bf16 on their way into a product, and two that follow each other lie in one place:
+// the processor multiplies both and adds them to a sum in single precision. Panels are then half as deep.
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+// LANES: columns of a panel, one register; a vector of another length would live in memory.
+// PANELS: panels that a tile of TALL rows multiplies at once, as many as the register file holds.
+#if defined(__AVX512F__)
+#define LANES 16
+#define PANELS 4
+#elif defined(__AVX__)
+#define LANES 8
+#define PANELS 2
+#elif defined(__aarch64__)
+#define LANES 4
+#define PANELS 4
+#else
+#define LANES 4
+#define PANELS 2
+#endif
+#define TALL 6
+#define FEW 48  // rows that are rounded together
+
+typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float Group __attribute__((vector_size(4 * LANES)));
+
+#ifdef HALF
+#include <immintrin.h>
+#define MULTIPLY_ADD(sum, a, b) \
+    ((Group)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)_mm512_set1_ps(a), (__m512bh)(__m512)(b)))
+#define DEPTH(inputs) (((inputs) + 1) / 2)
+#else
+#define MULTIPLY_ADD(sum, a, b) ((sum) + (a) * (b))
+#define DEPTH(inputs) (inputs)
+#endif
+
+// Memory for the duration of a call, from the beginning of a cache line on: a vector that lies in two lines costs twice
+// the time. Without memory the process ends with the exit code for that.
+static inline float *claim(size_t numbers) {
+    float *memory = aligned_alloc(64, (sizeof(float) * numbers / 64 + 1) * 64);
+    if (!memory) {
+        fputs("reverie: out of memory in a native kernel\n", stderr);
+        _exit(6);
+    }
+    return memory;
+}
+
+// --- Packing ---
+
+static inline size_t packed_size(int inputs, int columns) {
+    return (size_t)((columns + LANES - 1) / LANES) * LANES * DEPTH(inputs);
+}
+
+#ifdef HALF
+
+static inline __m512 some(const float *x, int count) {
+    return count >= LANES ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps((__mmask16)((1u << (count > 0 ? count : 0)) - 1), x);
+}
+
+// `count` pairs of numbers, x[i] with y[i]. y may be NULL: zeros.
+static inline void pair_rows(const float *x, const float *y, float *pairs, int count) {
+    for (int i = 0; i < count; i += LANES) {
+        int here = count - i < LANES ? count - i : LANES;
+        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(x + i, here)));
+        __m512i high = y ? _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(y + i, here))) : (__m512i){0};
+        __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+        _mm512_mask_storeu_epi32(pairs + i, (__mmask16)((1u << here) - 1), both);
+    }
+}
+
+// The numbers of a row in pairs, x[2 i] with x[2 i + 1].
+static inline void pair_up(const float *x, float *pairs, int count) {
+    for (int i = 0; i < count; i += 2 * LANES) {
+        int here = DEPTH(count - i) < LANES ? DEPTH(count - i) : LANES;
+        __m512i both = (__m512i)_mm512_cvtne2ps_pbh(some(x + i + LANES, count - i - LANES), some(x + i, count - i));
+        _mm512_mask_storeu_epi32(pairs + i / 2, (__mmask16)((1u << here) - 1), both);
+    }
+}
+
+#endif
+
+// Packs matrix[i, j] = m[i * row + j * column] of [inputs, columns] into panels. One of both strides is 1, and memory is
+// read along it.
+static inline void pack_into(float *packed, const float *m, size_t row, size_t column, int inputs, int columns) {
+    int depth = DEPTH(inputs), whole = columns / LANES * LANES, rest = columns - whole;
+    size_t panel = (size_t)LANES * depth;
+    if (rest) memset(packed + (size_t)whole * depth, 0, sizeof(float) * panel);
+    if (row == 1) {
+        for (int j = 0; j < columns; j++) {
+            float *out = packed + j / LANES * panel + j % LANES;
+            const float *line = m + j * column;
+#ifdef HALF
+            float pairs[depth];
+            pair_up(line, pairs, inputs);
+            line = pairs;
+#endif
+            for (int k = 0; k < depth; k++) out[k * LANES] = line[k];
+        }
+        return;
+    }
+    for (int k = 0; k < depth; k++, packed += LANES) {
+#ifdef HALF
+        const float *line = m + 2 * k * row, *next = 2 * k + 1 < inputs ? line + row : NULL;
+        for (int j = 0; j < columns; j += LANES)
+            pair_rows(line + j, next ? next + j : NULL, packed + (size_t)j * depth, columns - j < LANES ? columns - j : LANES);
+#else
+        const float *line = m + k * row;
+        for (int j = 0; j < whole; j += LANES) *(Lanes *)(packed + (size_t)j * depth) = *(const Lanes *)(line + j);
+        for (int j = 0; j < rest; j++) packed[(size_t)whole * depth + j] = line[whole + j];
+#endif
+    }
+}
+
+static inline float *pack(const float *m, size_t row, size_t column, int inputs, int columns) {
+    float *packed = claim(packed_size(inputs, columns));
+    pack_into(packed, m, row, column, inputs, columns);
+    return packed;
+}
+
+// --- Products ---
+
+// One tile: `rows` x `panels` panels, with both counts known to the compiler. a[r, k] is at a[r * row + k * step].
+static inline __attribute__((always_inline)) void tile(const int rows, const int panels, const float *a, size_t row,
+                                                       size_t step, const float *packed, float *c, size_t ldc,
+                                                       int depth, int columns, int add) {
+    Group sum[TALL][PANELS];
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < panels; p++) sum[r][p] = (Group){0};
+    for (int k = 0; k < depth; k++) {
+        Group b[PANELS];
+        for (int p = 0; p < panels; p++) b[p] = *(const Lanes *)(packed + ((size_t)p * depth + k) * LANES);
+        for (int r = 0; r < rows; r++)
+            for (int p = 0; p < panels; p++) sum[r][p] = MULTIPLY_ADD(sum[r][p], a[r * row + k * step], b[p]);
+    }
+    for (int r = 0; r < rows; r++)
+        for (int p = 0; p < panels; p++) {
+            float *out = c + r * ldc + p * LANES;
+            if (columns - p * LANES >= LANES) {
+                if (add) sum[r][p] += *(Lanes *)out;
+                *(Lanes *)out = sum[r][p];
+            } else {
+                float result[LANES];
+                *(Lanes *)result = sum[r][p];
+                for (int j = 0; j < (columns - p * LANES) % LANES; j++) out[j] = add ? out[j] + result[j] : result[j];
+            }
+        }
+}
+
+static inline __attribute__((always_inline)) void strip(const int panels, const float *a, size_t row, size_t step,
+                                                        const float *packed, float *c, size_t ldc, int rows,
+                                                        int depth, int columns, int add) {
+    int r = 0;
+    for (; r + TALL <= rows; r += TALL)
+        tile(TALL, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, add);
+    for (; r + 2 <= rows; r += 2)
+        tile(2, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, add);
+    for (; r < rows; r++) tile(1, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, add);
+}
+
+static inline __attribute__((always_inline)) void strips(const float *a, size_t row, size_t step, const float *packed,
+                                                         float *c, size_t ldc, int rows, int depth, int columns,
+                                                         int add) {
+    int panels = (columns + LANES - 1) / LANES, p = 0;
+    while (p < panels) {
+        const float *part = packed + (size_t)p * depth * LANES;
+        int left = panels - p < PANELS ? panels - p : PANELS, rest = columns - p * LANES;
+        float *out = c + p * LANES;
+        switch (left) {
+#if PANELS == 4
+            case 4: strip(4, a, row, step, part, out, ldc, rows, depth, rest, add); break;
+            case 3: strip(3, a, row, step, part, out, ldc, rows, depth, rest, add); break;
+#endif
+            case 2: strip(2, a, row, step, part, out, ldc, rows, depth, rest, add); break;
+            default: strip(1, a, row, step, part, out, ldc, rows, depth, rest, add);
+        }
+        p += left;
+    }
+}
+
+// c[rows, columns] = a[rows, inputs] x packed, or += with `add`. Of a, row or step is 1.
+static inline __attribute__((always_inline)) void multiply(const float *a, size_t row, size_t step,
+                                                           const float *packed, float *c, size_t ldc, int rows,
+                                                           int inputs, int columns, int add) {
+    int depth = DEPTH(inputs);
+#ifdef HALF
+    float pairs[FEW * depth];
+    for (int r = 0; r < rows; r += FEW) {
+        int here = rows - r < FEW ? rows - r : FEW;
+        const float *from = a + r * row;
+        float *to = c + r * ldc;
+        if (step == 1) {
+            for (int i = 0; i < here; i++) pair_up(from + i * row, pairs + (size_t)i * depth, inputs);
+            strips(pairs, depth, 1, packed, to, ldc, here, depth, columns, add);
+        } else {
+            for (int k = 0; k < depth; k++, from += 2 * step)
+                pair_rows(from, 2 * k + 1 < inputs ? from + step : NULL, pairs + (size_t)k * FEW, here);
+            strips(pairs, 1, FEW, packed, to, ldc, here, depth, columns, add);
+        }
+    }
+#else
+    strips(a, row, step, packed, c, ldc, rows, depth, columns, add);
+#endif
+}
+
+static inline void product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows, int inputs,
+                           int columns, int add) {
+    multiply(a, lda, 1, packed, c, ldc, rows, inputs, columns, add);
+}
+
+// The same for a block-diagonal matrix: `blocks` packed matrices of [inputs, columns] one after the other.
+static inline void block_product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows,
+                                 int blocks, int inputs, int columns, int add) {
+    size_t stride = packed_size(inputs, columns);
+    for (int g = 0; g < blocks; g++)
+        product(a + g * inputs, lda, packed + g * stride, c + g * columns, ldc, rows, inputs, columns, add);
+}
