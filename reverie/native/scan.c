@@ -129,24 +129,31 @@ static void softmax(const float *logits, float *probs, Sizes s) {
     }
 }
 
-// One-hot samples by inverting the cumulative distribution; one uniform number per group. probs is scratch.
-static void sample(const float *logits, const float *uniform, float *probs, float *stoch, int *index, Sizes s) {
-    softmax(logits, probs, s);
-    memset(stoch, 0, sizeof(float) * s.stoch * s.classes);
-    for (int g = 0; g < s.stoch; g++) {
-        float *p = probs + g * s.classes, total = 0, reached = 0;
-        int chosen = 0;
-        for (int c = 0; c < s.classes; c++) {
-            p[c] = (1.0f - s.unimix) * p[c] + s.unimix / s.classes;
-            total += p[c];
-        }
-        for (int c = 0; c < s.classes - 1; c++) {
-            reached += p[c];
-            chosen += reached <= uniform[g] * total;
-        }
-        index[g] = g * s.classes + chosen;
-        stoch[index[g]] = 1.0f;
+// One-hot samples by inverting the cumulative distribution; one uniform number per group. power is scratch: [C, S], so
+// that vectors run over groups, however few classes there are. No probability is normalised, the uniform number is scaled.
+static void sample(const float *logits, const float *uniform, float *power, float *stoch, int *index, Sizes s) {
+    int S = s.stoch, C = s.classes;
+    float top[S], sum[S], reached[S];
+    for (int g = 0; g < S; g++) {
+        for (int c = 0; c < C; c++) power[c * S + g] = logits[g * C + c];
+        top[g] = power[g];
+        sum[g] = reached[g] = 0;
+        index[g] = g * C;
     }
+    for (int c = 1; c < C; c++)
+        for (int g = 0; g < S; g++) top[g] = power[c * S + g] > top[g] ? power[c * S + g] : top[g];
+    for (int c = 0; c < C; c++)
+        for (int g = 0; g < S; g++) {
+            power[c * S + g] = exponential(power[c * S + g] - top[g]);
+            sum[g] += power[c * S + g];
+        }
+    for (int c = 0; c < C - 1; c++)
+        for (int g = 0; g < S; g++) {
+            reached[g] += (1.0f - s.unimix) * power[c * S + g] + s.unimix / C * sum[g];
+            index[g] += reached[g] <= uniform[g] * sum[g];
+        }
+    memset(stoch, 0, sizeof(float) * S * C);
+    for (int g = 0; g < S; g++) stoch[index[g]] = 1.0f;
 }
 
 static int wide(Sizes s) { return s.stoch * s.classes; }

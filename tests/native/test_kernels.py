@@ -44,7 +44,7 @@ def run_with(enabled: bool, function: Callable[[], list[Tensor]]) -> tuple[list[
     call = native.call
     native.use(enabled)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "call", lambda kernel, *arguments: (called.add(kernel), call(kernel, *arguments)))
+        patch.setattr(native, "call", lambda kernel, *task, **how: (called.add(kernel), call(kernel, *task, **how)))
         return function(), called
 
 
