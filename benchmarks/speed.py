@@ -38,7 +38,7 @@ SETTINGS = {
     "reverie": (),
     "reverie-tensors": ("run.kernels=off",),
     "reverie-compiled": ("run.kernels=off", "agent.compile=on"),
-    "reverie-bf16": ("run.kernels=off", "agent.precision=bf16"),
+    "reverie-bf16": ("agent.precision=bf16",),
     "reverie-checkpointed": ("world.gradient_checkpointing=true",),
     "hierarchy": ("hierarchy.enabled=true", "hierarchy.goal_warmup=0"),
 }

@@ -33,8 +33,9 @@ void matrix_gradient(const float *d, const float *x, float *into, float *bias, i
             int here = end - r < SLICE ? end - r : SLICE;
             for (int g = 0; g < blocks; g++) {
                 pack_into(packed, x + r * ldx + g * inputs, ldx, 1, here, inputs);
-                multiply(d + r * ldd + g * outputs, 1, ldd, packed, sum + (size_t)g * outputs * inputs, inputs, outputs,
-                         here, inputs, r > first);
+                float *block = sum + (size_t)g * outputs * inputs;
+                multiply(d + r * ldd + g * outputs, 1, ldd, packed, block, inputs, outputs, here, inputs,
+                         r > first ? ROWS(block, inputs) : NOTHING);
             }
             for (int64_t k = r; k < r + here; k++)
                 for (size_t j = 0; j < biases; j++) column[j] += d[k * ldd + j];
@@ -95,7 +96,7 @@ void mlp_backward(const Layer *layers, int count, const float *x, const float *d
                 d = out;
             }
             float *down = i ? scratch : dx ? dx + begin * l.inputs : NULL;
-            if (down) product(d, l.outputs, packed[i], down, l.inputs, here, l.outputs, l.inputs, 0);
+            if (down) product(d, l.outputs, packed[i], down, l.inputs, here, l.outputs, l.inputs, NOTHING);
             d = down;
         }
         free(scratch);

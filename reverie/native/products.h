@@ -128,13 +128,40 @@ static inline float *pack(const float *m, size_t row, size_t column, int inputs,
 
 // --- Products ---
 
+// What the sums of a product begin with: row r is at `place + r * stride`.
+typedef struct {
+    const float *place;
+    size_t stride;
+} Start;
+
+#define NOTHING ((Start){NULL, 0})
+#define EVERY_ROW(bias) ((Start){bias, 0})
+#define ROWS(x, stride) ((Start){x, stride})
+
+static inline Start right_of(Start start, int columns) {
+    return start.place ? ROWS(start.place + columns, start.stride) : NOTHING;
+}
+
+static inline Start below(Start start, int rows) {
+    return start.place ? ROWS(start.place + rows * start.stride, start.stride) : NOTHING;
+}
+
 // One tile: `rows` x `panels` panels, with both counts known to the compiler. a[r, k] is at a[r * row + k * step].
 static inline __attribute__((always_inline)) void tile(const int rows, const int panels, const float *a, size_t row,
                                                        size_t step, const float *packed, float *c, size_t ldc,
-                                                       int depth, int columns, int add) {
+                                                       int depth, int columns, Start start) {
     Group sum[TALL][PANELS];
     for (int r = 0; r < rows; r++)
-        for (int p = 0; p < panels; p++) sum[r][p] = (Group){0};
+        for (int p = 0; p < panels; p++) {
+            const float *begin = start.place + r * start.stride + p * LANES;
+            float part[LANES] = {0};
+            if (!start.place) sum[r][p] = (Group){0};
+            else if (columns - p * LANES >= LANES) sum[r][p] = *(const Lanes *)begin;
+            else {
+                for (int j = 0; j < (columns - p * LANES) % LANES; j++) part[j] = begin[j];
+                sum[r][p] = *(const Lanes *)part;
+            }
+        }
     for (int k = 0; k < depth; k++) {
         Group b[PANELS];
         for (int p = 0; p < panels; p++) b[p] = *(const Lanes *)(packed + ((size_t)p * depth + k) * LANES);
@@ -143,53 +170,52 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
     }
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < panels; p++) {
-            float *out = c + r * ldc + p * LANES;
-            if (columns - p * LANES >= LANES) {
-                if (add) sum[r][p] += *(Lanes *)out;
-                *(Lanes *)out = sum[r][p];
-            } else {
-                float result[LANES];
-                *(Lanes *)result = sum[r][p];
-                for (int j = 0; j < (columns - p * LANES) % LANES; j++) out[j] = add ? out[j] + result[j] : result[j];
+            float *out = c + r * ldc + p * LANES, part[LANES];
+            if (columns - p * LANES >= LANES) *(Lanes *)out = sum[r][p];
+            else {
+                *(Lanes *)part = sum[r][p];
+                for (int j = 0; j < (columns - p * LANES) % LANES; j++) out[j] = part[j];
             }
         }
 }
 
 static inline __attribute__((always_inline)) void strip(const int panels, const float *a, size_t row, size_t step,
                                                         const float *packed, float *c, size_t ldc, int rows,
-                                                        int depth, int columns, int add) {
+                                                        int depth, int columns, Start start) {
     int r = 0;
     for (; r + TALL <= rows; r += TALL)
-        tile(TALL, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, add);
+        tile(TALL, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, below(start, r));
     for (; r + 2 <= rows; r += 2)
-        tile(2, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, add);
-    for (; r < rows; r++) tile(1, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, add);
+        tile(2, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, below(start, r));
+    for (; r < rows; r++)
+        tile(1, panels, a + r * row, row, step, packed, c + r * ldc, ldc, depth, columns, below(start, r));
 }
 
 static inline __attribute__((always_inline)) void strips(const float *a, size_t row, size_t step, const float *packed,
                                                          float *c, size_t ldc, int rows, int depth, int columns,
-                                                         int add) {
+                                                         Start start) {
     int panels = (columns + LANES - 1) / LANES, p = 0;
     while (p < panels) {
         const float *part = packed + (size_t)p * depth * LANES;
         int left = panels - p < PANELS ? panels - p : PANELS, rest = columns - p * LANES;
         float *out = c + p * LANES;
+        Start from = right_of(start, p * LANES);
         switch (left) {
 #if PANELS == 4
-            case 4: strip(4, a, row, step, part, out, ldc, rows, depth, rest, add); break;
-            case 3: strip(3, a, row, step, part, out, ldc, rows, depth, rest, add); break;
+            case 4: strip(4, a, row, step, part, out, ldc, rows, depth, rest, from); break;
+            case 3: strip(3, a, row, step, part, out, ldc, rows, depth, rest, from); break;
 #endif
-            case 2: strip(2, a, row, step, part, out, ldc, rows, depth, rest, add); break;
-            default: strip(1, a, row, step, part, out, ldc, rows, depth, rest, add);
+            case 2: strip(2, a, row, step, part, out, ldc, rows, depth, rest, from); break;
+            default: strip(1, a, row, step, part, out, ldc, rows, depth, rest, from);
         }
         p += left;
     }
 }
 
-// c[rows, columns] = a[rows, inputs] x packed, or += with `add`. Of a, row or step is 1.
+// c[rows, columns] = start + a[rows, inputs] x packed. Of a, row or step is 1.
 static inline __attribute__((always_inline)) void multiply(const float *a, size_t row, size_t step,
                                                            const float *packed, float *c, size_t ldc, int rows,
-                                                           int inputs, int columns, int add) {
+                                                           int inputs, int columns, Start start) {
     int depth = DEPTH(inputs);
 #ifdef HALF
     float pairs[FEW * depth];
@@ -199,27 +225,28 @@ static inline __attribute__((always_inline)) void multiply(const float *a, size_
         float *to = c + r * ldc;
         if (step == 1) {
             for (int i = 0; i < here; i++) pair_up(from + i * row, pairs + (size_t)i * depth, inputs);
-            strips(pairs, depth, 1, packed, to, ldc, here, depth, columns, add);
+            strips(pairs, depth, 1, packed, to, ldc, here, depth, columns, below(start, r));
         } else {
             for (int k = 0; k < depth; k++, from += 2 * step)
                 pair_rows(from, 2 * k + 1 < inputs ? from + step : NULL, pairs + (size_t)k * FEW, here);
-            strips(pairs, 1, FEW, packed, to, ldc, here, depth, columns, add);
+            strips(pairs, 1, FEW, packed, to, ldc, here, depth, columns, below(start, r));
         }
     }
 #else
-    strips(a, row, step, packed, c, ldc, rows, depth, columns, add);
+    strips(a, row, step, packed, c, ldc, rows, depth, columns, start);
 #endif
 }
 
 static inline void product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows, int inputs,
-                           int columns, int add) {
-    multiply(a, lda, 1, packed, c, ldc, rows, inputs, columns, add);
+                           int columns, Start start) {
+    multiply(a, lda, 1, packed, c, ldc, rows, inputs, columns, start);
 }
 
 // The same for a block-diagonal matrix: `blocks` packed matrices of [inputs, columns] one after the other.
 static inline void block_product(const float *a, size_t lda, const float *packed, float *c, size_t ldc, int rows,
-                                 int blocks, int inputs, int columns, int add) {
+                                 int blocks, int inputs, int columns, Start start) {
     size_t stride = packed_size(inputs, columns);
     for (int g = 0; g < blocks; g++)
-        product(a + g * inputs, lda, packed + g * stride, c + g * columns, ldc, rows, inputs, columns, add);
+        product(a + g * inputs, lda, packed + g * stride, c + g * columns, ldc, rows, inputs, columns,
+                right_of(start, g * columns));
 }

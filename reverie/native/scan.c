@@ -81,10 +81,9 @@ static void core(const Weights *w, Packed p, Sizes s, int rows, const int *index
                  size_t drive_stride, Trace t, float *out, size_t out_stride) {
     int D = s.deter, h = s.hidden, d = D / s.blocks;
     size_t th = t.stride * h, tD = t.stride * D;
-    fill(t.a1, th, w->from_deter_bias, rows, h);
-    product(t.deter_in, tD, p.from_deter, t.a1, th, rows, D, h, 1);
+    product(t.deter_in, tD, p.from_deter, t.a1, th, rows, D, h, EVERY_ROW(w->from_deter_bias));
     for (int r = 0; r < rows; r++) {
-        float *a2 = t.a2 + r * th, *x = t.x + r * tD;
+        float *a2 = t.a2 + r * th;
         norm_silu(t.a1 + r * th, w->from_deter_scale, t.h1 + r * th, h);
         memcpy(a2, w->from_stoch_bias, sizeof(float) * h);
         for (int g = 0; g < s.stoch; g++) {
@@ -94,14 +93,12 @@ static void core(const Weights *w, Packed p, Sizes s, int rows, const int *index
             for (int j = 0; j < h; j++) a2[j] += row[j];
         }
         norm_silu(a2, w->from_stoch_scale, t.h2 + r * th, h);
-        memcpy(x, drive + r * drive_stride, sizeof(float) * D);
     }
-    product(t.h1, th, p.mix_deter, t.x, tD, rows, h, D, 1);
-    product(t.h2, th, p.mix_stoch, t.x, tD, rows, h, D, 1);
-    block_product(t.deter_in, tD, p.recurrent, t.x, tD, rows, s.blocks, d, d, 1);
+    product(t.h1, th, p.mix_deter, t.x, tD, rows, h, D, ROWS(drive, drive_stride));
+    product(t.h2, th, p.mix_stoch, t.x, tD, rows, h, D, ROWS(t.x, tD));
+    block_product(t.deter_in, tD, p.recurrent, t.x, tD, rows, s.blocks, d, d, ROWS(t.x, tD));
     for (int r = 0; r < rows; r++) norm_silu(t.x + r * tD, w->mix_scale, t.m + r * tD, D);
-    fill(t.gate, 3 * tD, w->gates_bias, rows, 3 * D);
-    block_product(t.m, tD, p.gates, t.gate, 3 * tD, rows, s.blocks, d, 3 * d, 1);
+    block_product(t.m, tD, p.gates, t.gate, 3 * tD, rows, s.blocks, d, 3 * d, EVERY_ROW(w->gates_bias));
     for (int r = 0; r < rows; r++)
         for (int g = 0; g < s.blocks; g++) {
             const float *reset = t.gate + r * 3 * tD + g * 3 * d, *in = t.deter_in + r * tD + g * d;
@@ -183,12 +180,10 @@ void observe_forward(const Weights *w, Sizes s, const float *deter0, const float
                     for (size_t g = 0; g < S; g++) index[r * S + g] = -1;
             }
             core(w, packed, s, rows, index, drive + at * D, T * D, here, deter + at * D, T * D);
-            for (int r = 0; r < rows; r++) memcpy(p + (at + r * T) * h, offset + (at + r * T) * h, sizeof(float) * h);
-            product(deter + at * D, T * D, packed.inner, p + at * h, T * h, rows, D, h, 1);
+            product(deter + at * D, T * D, packed.inner, p + at * h, T * h, rows, D, h, ROWS(offset + at * h, T * h));
             for (int r = 0; r < rows; r++)
                 norm_silu(p + (at + r * T) * h, w->inner_scale, q + (at + r * T) * h, h);
-            fill(logits + at * SC, T * SC, w->head_bias, rows, SC);
-            product(q + at * h, T * h, packed.head, logits + at * SC, T * SC, rows, h, SC, 1);
+            product(q + at * h, T * h, packed.head, logits + at * SC, T * SC, rows, h, SC, EVERY_ROW(w->head_bias));
             for (int r = 0; r < rows; r++)
                 sample(logits + (at + r * T) * SC, uniform + (at + r * T) * S, probs, stoch + (at + r * T) * SC,
                        index + r * S, s);
@@ -283,21 +278,16 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
                 for (size_t j = 0; j < A; j++)
                     bounded[r * A + j] = chosen[j] / (fabsf(chosen[j]) > 1 ? fabsf(chosen[j]) : 1);
             }
-            fill(a1, h, from_action->bias, rows, h);
-            product(bounded, A, packed_action, a1, h, rows, A, h, 1);
+            product(bounded, A, packed_action, a1, h, rows, A, h, EVERY_ROW(from_action->bias));
             norm_rows(a1, from_action->scale, h1, rows, h);
-            fill(drive, D, mix_bias, rows, D);
-            product(h1, h, packed_mix, drive, D, rows, h, D, 1);
+            product(h1, h, packed_mix, drive, D, rows, h, D, EVERY_ROW(mix_bias));
             core(w, packed, s, rows, index, drive, D, here, out, D);
-            fill(a1, h, w->inner_bias, rows, h);
-            product(out, D, packed.inner, a1, h, rows, D, h, 1);
+            product(out, D, packed.inner, a1, h, rows, D, h, EVERY_ROW(w->inner_bias));
             norm_rows(a1, w->inner_scale, h1, rows, h);
-            fill(a2, h, w->second_bias, rows, h);
-            product(h1, h, packed.second, a2, h, rows, h, h, 1);
+            product(h1, h, packed.second, a2, h, rows, h, h, EVERY_ROW(w->second_bias));
             norm_rows(a2, w->second_scale, h2, rows, h);
             float *to = logits + ((size_t)begin * (T + 1) + t + 1) * SC;
-            fill(to, (T + 1) * SC, w->head_bias, rows, SC);
-            product(h2, h, packed.head, to, (T + 1) * SC, rows, h, SC, 1);
+            product(h2, h, packed.head, to, (T + 1) * SC, rows, h, SC, EVERY_ROW(w->head_bias));
             for (int r = 0; r < rows; r++) {
                 size_t point = (begin + r) * (T + 1) + t + 1;
                 memcpy(points + point * L, out + r * D, sizeof(float) * D);
@@ -355,13 +345,13 @@ void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace,
                     }
                 }
             }
-            product(grad.logits + at * SC, T * SC, packed.head, dh, h, rows, SC, h, 0);
+            product(grad.logits + at * SC, T * SC, packed.head, dh, h, rows, SC, h, NOTHING);
             for (int r = 0; r < rows; r++) {
                 size_t here = at + r * T;
                 norm_silu_back(dh + r * h, p + here * h, w->inner_scale, grad.p + here * h, d_inner_scale, h);
                 for (size_t j = 0; j < D; j++) state[r * D + j] = grad_deter[here * D + j] + carry[r * D + j];
             }
-            product(grad.p + at * h, T * h, packed.inner, state, D, rows, h, D, 1);
+            product(grad.p + at * h, T * h, packed.inner, state, D, rows, h, D, ROWS(state, D));
             for (int r = 0; r < rows; r++)  // through the gates
                 for (int g = 0; g < s.blocks; g++) {
                     size_t here = at + r * T;
@@ -378,23 +368,24 @@ void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace,
                         next[j] = dd[j] * (1.0f - u);
                     }
                 }
-            block_product(grad.gate + at * 3 * D, T * 3 * D, packed.gates, dm, D, rows, s.blocks, 3 * d, d, 0);
+            block_product(grad.gate + at * 3 * D, T * 3 * D, packed.gates, dm, D, rows, s.blocks, 3 * d, d, NOTHING);
             for (int r = 0; r < rows; r++)
                 norm_silu_back(dm + r * D, trace.x + (at + r * T) * D, w->mix_scale, grad.x + (at + r * T) * D,
                                d_mix_scale, D);
-            block_product(grad.x + at * D, T * D, packed.recurrent, carry, D, rows, s.blocks, d, d, 1);
-            product(grad.x + at * D, T * D, packed.mix_deter, dh, h, rows, D, h, 0);
+            block_product(grad.x + at * D, T * D, packed.recurrent, carry, D, rows, s.blocks, d, d,
+                          ROWS(carry, D));
+            product(grad.x + at * D, T * D, packed.mix_deter, dh, h, rows, D, h, NOTHING);
             for (int r = 0; r < rows; r++) {
                 size_t here = (at + r * T) * h;
                 norm_silu_back(dh + r * h, trace.a1 + here, w->from_deter_scale, grad.a1 + here, d_scale1, h);
             }
-            product(grad.x + at * D, T * D, packed.mix_stoch, dh, h, rows, D, h, 0);
+            product(grad.x + at * D, T * D, packed.mix_stoch, dh, h, rows, D, h, NOTHING);
             for (int r = 0; r < rows; r++) {
                 size_t here = (at + r * T) * h;
                 norm_silu_back(dh + r * h, trace.a2 + here, w->from_stoch_scale, grad.a2 + here, d_scale2, h);
             }
-            product(grad.a1 + at * h, T * h, packed.from_deter, carry, D, rows, h, D, 1);
-            product(grad.a2 + at * h, T * h, packed.from_stoch, carry_stoch, SC, rows, h, SC, 0);
+            product(grad.a1 + at * h, T * h, packed.from_deter, carry, D, rows, h, D, ROWS(carry, D));
+            product(grad.a2 + at * h, T * h, packed.from_stoch, carry_stoch, SC, rows, h, SC, NOTHING);
             for (int r = 0; r < rows; r++) {
                 float alive = keep[at + r * T];
                 for (size_t j = 0; j < D; j++) carry[r * D + j] *= alive;

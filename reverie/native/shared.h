@@ -66,10 +66,6 @@ typedef struct {
     int inputs, outputs;
 } Layer;
 
-static inline void fill(float *c, size_t ldc, const float *bias, int rows, int width) {
-    for (int r = 0; r < rows; r++) memcpy(c + r * ldc, bias, sizeof(float) * width);
-}
-
 static inline int widest(const Layer *layers, int count) {
     int width = 0;
     for (int i = 0; i < count; i++) width = layers[i].outputs > width ? layers[i].outputs : width;
@@ -84,8 +80,7 @@ static inline void mlp_rows(const Layer *layers, int count, float *const *packed
         Layer l = layers[i];
         int last = i == count - 1;
         float *before = keep || (last && !l.scale) ? l.before + begin * l.outputs : scratch;
-        fill(before, l.outputs, l.bias, rows, l.outputs);
-        product(x, l.inputs, packed[i], before, l.outputs, rows, l.inputs, l.outputs, 1);
+        product(x, l.inputs, packed[i], before, l.outputs, rows, l.inputs, l.outputs, EVERY_ROW(l.bias));
         x = before;
         if (l.scale) {
             float *after = keep || last ? l.after + begin * l.outputs : scratch + (1 + i % 2) * rows * width;
