@@ -20,6 +20,7 @@ from reverie.behavior.flat import Flat
 from reverie.behavior.hierarchy import HierarchyOptions, build
 from reverie.behavior.ppo import improve
 from reverie.nets.distributions import ActionDistribution
+from reverie.nets.layers import MLP
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
 from reverie.types import (
     ActionPart,
@@ -196,10 +197,10 @@ class Recorder(Optimizer):
         return {}
 
 
-def lookup(table: Tensor) -> nn.Linear:
+def lookup(table: Tensor) -> MLP:
     """A network that gives row t for the one-hot input t."""
-    network = nn.Linear(*table.shape, bias=False)
-    network.weight.data = table.T.clone()
+    network = MLP(len(table), units=1, layers=0, outputs=table.shape[1])
+    network[0].weight.data = table.T.contiguous()
     return network
 
 

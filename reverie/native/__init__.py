@@ -29,7 +29,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parent
+FOLDER, CPUINFO = Path(__file__).parent, Path("/proc/cpuinfo")
 UNITS = ["layers.c", "scan.c", "two_hot.c", "optimizer.c"]
 HEADERS = ["products.h", "shared.h"]
 COMPILERS = ["cc", "gcc", "clang"]
@@ -112,8 +112,7 @@ def pointer(tensor: Tensor) -> int:
 @cache
 def _features() -> frozenset[str]:
     """The maker of the processor and what it can do, in the words of Linux; empty elsewhere."""
-    cpu = Path("/proc/cpuinfo")
-    lines = cpu.read_text().splitlines() if cpu.exists() else []
+    lines = CPUINFO.read_text().splitlines() if CPUINFO.exists() else []
     told = [line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features", "vendor_id"))]
     return frozenset(word for words in told for word in words)
 

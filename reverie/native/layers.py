@@ -106,24 +106,17 @@ class _Stack(torch.autograd.Function):
         before, after, parameters = rest[:depth], rest[depth : depth + scales], rest[depth + scales :]
         layers, rows = _layers(scales, parameters), len(before[0])
         dy = gradients[0].reshape(rows, -1).contiguous()
-        d = [torch.empty_like(entry) for entry in before[:scales]] + [dy] * (depth - scales)
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
-        widths = [len(scale) for _, _, scale in layers if scale is not None]
-        dscale = x.new_zeros(-(-rows // BLOCK), sum(widths))
         needed = ctx.needs_input_grad[2:]
         pairs = [
             torch.empty_like(tensor) if needed[i // 2 * 2] or needed[i // 2 * 2 + 1] else None
             for i, tensor in enumerate(parameters[: 2 * depth])
         ]
-        places = (_places(tensors) for tensors in (d, pairs[0::2], pairs[1::2]))
-        sizes = ctypes.c_int64(rows), BLOCK, _parts(rows)
-        d_before, d_weight, d_bias = places
-        native.call(
-            "mlp_backward",
-            *(structure(layers, before, after), depth, x, dy, d_before, dx, d_weight, d_bias, dscale, *sizes),
-            half=ctx.half,
-        )
-        return None, dx, *pairs, *dscale.sum(0).split(widths)
+        d_scales = [torch.empty_like(scale) for scale in parameters[2 * depth :]]
+        places = (_places(tensors) for tensors in (pairs[0::2], pairs[1::2], d_scales))
+        task = structure(layers, before, after), depth, x, dy, dx, *places, ctypes.c_int64(rows), _parts(rows)
+        native.call("mlp_backward", *task, half=ctx.half)
+        return None, dx, *pairs, *d_scales
 
 
 def _places(tensors: Sequence[Tensor | None]) -> Any:

@@ -62,34 +62,31 @@ static inline size_t packed_size(int inputs, int columns) {
 
 #ifdef HALF
 
-static inline __m512 some(const float *x, int count) {
-    return count >= LANES ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps((__mmask16)((1u << (count > 0 ? count : 0)) - 1), x);
-}
+static inline __mmask16 first(int count) { return count >= LANES ? 0xffff : count > 0 ? (1u << count) - 1 : 0; }
+
+static inline __m512 some(const float *x, int count) { return _mm512_maskz_loadu_ps(first(count), x); }
 
 // `count` pairs of numbers, x[i] with y[i]. y may be NULL: zeros.
 static inline void pair_rows(const float *x, const float *y, float *pairs, int count) {
     for (int i = 0; i < count; i += LANES) {
-        int here = count - i < LANES ? count - i : LANES;
-        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(x + i, here)));
-        __m512i high = y ? _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(y + i, here))) : (__m512i){0};
-        __m512i both = _mm512_or_si512(low, _mm512_slli_epi32(high, 16));
-        _mm512_mask_storeu_epi32(pairs + i, (__mmask16)((1u << here) - 1), both);
+        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(x + i, count - i))), high = {0};
+        if (y) high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(y + i, count - i)));
+        _mm512_mask_storeu_epi32(pairs + i, first(count - i), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
 }
 
 // The numbers of a row in pairs, x[2 i] with x[2 i + 1].
 static inline void pair_up(const float *x, float *pairs, int count) {
     for (int i = 0; i < count; i += 2 * LANES) {
-        int here = DEPTH(count - i) < LANES ? DEPTH(count - i) : LANES;
         __m512i both = (__m512i)_mm512_cvtne2ps_pbh(some(x + i + LANES, count - i - LANES), some(x + i, count - i));
-        _mm512_mask_storeu_epi32(pairs + i / 2, (__mmask16)((1u << here) - 1), both);
+        _mm512_mask_storeu_epi32(pairs + i / 2, first(DEPTH(count - i)), both);
     }
 }
 
 #endif
 
-// Packs matrix[i, j] = m[i * row + j * column] of [inputs, columns] into panels. One of both strides is 1, and memory is
-// read along it.
+// Packs matrix[i, j] = m[i * row + j * column] of [inputs, columns] into panels. One of both strides is 1, along which
+// memory is read.
 static inline void pack_into(float *packed, const float *m, size_t row, size_t column, int inputs, int columns) {
     int depth = DEPTH(inputs), whole = columns / LANES * LANES, rest = columns - whole;
     size_t panel = (size_t)LANES * depth;
@@ -110,8 +107,10 @@ static inline void pack_into(float *packed, const float *m, size_t row, size_t c
     for (int k = 0; k < depth; k++, packed += LANES) {
 #ifdef HALF
         const float *line = m + 2 * k * row, *next = 2 * k + 1 < inputs ? line + row : NULL;
-        for (int j = 0; j < columns; j += LANES)
-            pair_rows(line + j, next ? next + j : NULL, packed + (size_t)j * depth, columns - j < LANES ? columns - j : LANES);
+        for (int j = 0; j < columns; j += LANES) {
+            int here = columns - j < LANES ? columns - j : LANES;
+            pair_rows(line + j, next ? next + j : NULL, packed + (size_t)j * depth, here);
+        }
 #else
         const float *line = m + k * row;
         for (int j = 0; j < whole; j += LANES) *(Lanes *)(packed + (size_t)j * depth) = *(const Lanes *)(line + j);

@@ -126,8 +126,8 @@ static void softmax(const float *logits, float *probs, Sizes s) {
     }
 }
 
-// One-hot samples by inverting the cumulative distribution; one uniform number per group. power is scratch: [C, S], so
-// that vectors run over groups, however few classes there are. No probability is normalised, the uniform number is scaled.
+// One-hot samples by inverting the cumulative distribution; one uniform number per group, which is scaled instead of the
+// probabilities. power is scratch: [C, S], so that vectors run over groups, however few classes there are.
 static void sample(const float *logits, const float *uniform, float *power, float *stoch, int *index, Sizes s) {
     int S = s.stoch, C = s.classes;
     float top[S], sum[S], reached[S];
@@ -232,9 +232,9 @@ static void norm_rows(const float *x, const float *scale, float *y, int rows, in
     for (int r = 0; r < rows; r++) norm_silu(x + r * width, scale, y + r * width, width);
 }
 
-// Policy and prior by turns for `steps` steps. points, deter with stoch beside it, and logits are [N, steps + 1, ...] and
-// hold the start at 0; target [N, G], which the policy sees beside the state, noise [steps, N, Z] and chance [steps, N, S] come in,
-// policy [N, steps, P] and action [N, steps, A] go out.
+// Policy and prior by turns for `steps` steps. points [N, steps + 1, D + S C], deter with stoch beside it, and logits
+// [N, steps + 1, S C] hold the start at 0. target [N, G], which the policy sees beside the state, noise [steps, N, Z] and
+// chance [steps, N, S] come in, policy [N, steps, P] and action [N, steps, A] go out.
 void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer *from_action, const float *mix_action,
            const float *mix_bias, const Part *parts, int part_count, const float *target, int G, const float *noise,
            int Z, const float *chance, float *points, float *logits, float *policy, float *action) {

@@ -24,8 +24,8 @@ static inline float expected(const float *logits, const float *bins, int width) 
     return total / sum;
 }
 
-// The expected bin of every group of logits that a stack of layers ends with: mean is [rows, groups]. Logits never leave
-// the cache.
+// The expected bin of every group of logits that a stack of layers ends with: mean is [rows, groups]. Logits stay in the
+// cache.
 void two_hot_mean(const Layer *layers, int count, const float *x, const float *bins, int width, float *mean,
                   int64_t rows, int block) {
     int outputs = layers[count - 1].outputs, inputs = layers[0].inputs, groups = outputs / width;

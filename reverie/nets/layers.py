@@ -1,7 +1,8 @@
 """Layers exactly as the published DreamerV3 has them: its initialisation, its RMS norm, its block-diagonal linear.
 
 Every hidden layer is Linear -> NormSiLU, and every linear has a bias. Under autocast the products are done in half
-precision; norms, and whatever leaves a network, are in single precision, and so are the native kernels.
+precision, in the native kernels where the processor has products in bf16; norms, and whatever leaves a network, are in
+single precision.
 """
 
 from __future__ import annotations

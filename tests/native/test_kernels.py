@@ -265,6 +265,60 @@ def test_a_step_of_the_optimizer(kind, limits):
     both(run, "descend", rtol=1e-3, atol=1e-5)
 
 
+# --- in bf16 ---
+
+
+@pytest.fixture
+def half() -> Iterator[None]:
+    """Products in bf16, where this processor has them."""
+    with torch.autocast("cpu", torch.bfloat16):
+        if not native.halves():
+            pytest.skip("no such products")
+        yield
+
+
+@pytest.mark.usefixtures("half")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (24, 64, 63), (153, 255, 132), (700, 20, 2)])
+def test_products_in_bf16_are_those_of_rounded_numbers(rows, outputs, inputs, threads):
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    d, x, network = torch.randn(rows, outputs), torch.randn(rows, inputs), MLP(inputs, 1, 0, outputs)
+    weight = network[0].weight.detach()
+    left, right, matrix = (tensor.bfloat16().double() for tensor in (d, x, weight))
+    with torch.no_grad():
+        assert ((network(x) - right @ matrix.t()).abs() <= 1e-6 * (x.abs() @ weight.abs().t())).all()
+    slope, column = matrix_gradient(d, x)
+    assert ((slope[0] - left.t() @ right).abs() <= 1e-6 * (d.abs().t() @ x.abs())).all()
+    assert ((column - d.double().sum(0)).abs() <= 1e-6 * d.abs().sum(0)).all()
+
+
+@pytest.mark.usefixtures("half")
+def test_a_stack_goes_back_in_bf16_as_it_came():
+    torch.manual_seed(0)
+    network, x = MLP(70, 64, 2, 9), torch.randn(300, 70).requires_grad_()
+    shake(network, 0.3)
+    inputs, found = (x, *network.parameters()), []
+    for precision in (torch.bfloat16, torch.float32):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            y = network(x)
+        with torch.autocast("cpu", enabled=False):  # as backward passes are made
+            found.append([y, *gradients(y, *inputs)])
+    errors = [((half - single).norm() / single.norm()).item() for half, single in zip(*found, strict=True)]
+    assert errors.pop() == 0  # of the last bias, which needs no product
+    assert all(1e-4 < error < 0.02 for error in errors), errors
+
+
+@pytest.mark.usefixtures("half")
+def test_a_number_that_is_not_finite_stays_visible_in_bf16():
+    network, x = MLP(8, 1, 0, 4), torch.zeros(3, 8)
+    nn.init.ones_(network[0].weight)
+    x[0, 3], x[1, 3] = torch.nan, torch.inf
+    with torch.no_grad():
+        y = network(x)
+    assert y[0].isnan().all() and y[1].isinf().all() and not y[2].any()
+
+
 # --- what the kernels leave to plain tensors ---
 
 
@@ -315,9 +369,34 @@ def test_only_what_is_trainable_gets_a_gradient():
     assert [name for name, entry in stack.named_parameters() if entry.grad is not None] == ["1.scale"]
 
 
-def test_large_matrices_are_left_to_torch():
-    assert stack_serves(torch.zeros(2, 64), MLP(64, 64, 1).dense) == bool(native.version())
-    assert not stack_serves(torch.zeros(2, 512), MLP(512, 512, 1).dense)
+@pytest.mark.parametrize(("torch_is_slow", "served"), [(False, []), (True, [1000])])
+def test_large_matrices_are_left_to_torch_where_it_is_faster(torch_is_slow, served, monkeypatch):
+    monkeypatch.setattr(native, "unrivalled", lambda: torch_is_slow)
+    small, large, kernels = MLP(64, 64, 1).dense, MLP(512, 512, 1).dense, bool(native.version())
+    assert stack_serves(torch.zeros(2, 64), small) == kernels
+    assert [rows for rows in (2, 1000) if stack_serves(torch.zeros(rows, 512), large)] == served * kernels
+
+
+@pytest.mark.parametrize(
+    ("told", "slow", "half"),
+    [
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fma avx512f avx512_bf16\n", False, True),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fma avx512f\n", True, False),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fma avx2\n", False, False),
+        ("Features\t: fp asimd bf16\n", False, False),
+        (None, False, False),
+    ],
+)
+def test_what_a_processor_can_do_is_read_from_linux(told, slow, half, monkeypatch, tmp_path):
+    if told is not None:
+        (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + told)
+    monkeypatch.setattr(native, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(native, "_load", lambda half=False: True)
+    native._features.cache_clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (native.unrivalled(), native.halves()) == (slow, half)
+    assert not native.halves()
+    native._features.cache_clear()
 
 
 # --- building ---
