@@ -68,7 +68,7 @@ LONG_TASKS = {"dmc": Task("dmc", 2, 752)}
 """Hours each; the goal is what the lowest of five published seeds has after as many steps."""
 
 ARITHMETIC = {
-    "bf16": ("agent.precision=bf16", "run.kernels=off"),
+    "bf16": ("agent.precision=bf16",),
     "compiled": ("agent.compile=on", "run.kernels=off"),
 }
 """Other ways to compute, which should learn as well."""

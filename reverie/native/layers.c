@@ -16,8 +16,8 @@ void norm_silu_backward(const float *dy, const float *x, const float *scale, flo
             norm_silu_back(dy + r * width, x + r * width, scale, dx + r * width, dscale + (size_t)part * width, width);
 }
 
-// Adds what at most SLICE rows make of the gradients of a matrix, d^T x for each block of both, and of its bias, the sum
-// of each column of d. `packed` is scratch.
+// Adds what at most SLICE rows make of the gradients of a matrix, d^T x for each block of both, and of its bias, the
+// sum of each column of d. `packed` is scratch.
 static void accumulate(const float *d, const float *x, int rows, int blocks, int outputs, int inputs, float *packed,
                        float *matrix, double *bias) {
     size_t ldd = (size_t)blocks * outputs, ldx = (size_t)blocks * inputs;
@@ -49,8 +49,8 @@ static void total_of_doubles(float *into, const double *sums, size_t size, size_
     }
 }
 
-// The gradients of a matrix [blocks, outputs, inputs] and its bias. Every part of the rows has sums of its own, and goes
-// through its rows in slices that stay in the cache.
+// The gradients of a matrix [blocks, outputs, inputs] and its bias. Every part of the rows has sums of its own, and
+// goes through its rows in slices that stay in the cache.
 void matrix_gradient(const float *d, const float *x, float *into, float *bias, int64_t rows, int blocks, int outputs,
                      int inputs, int parts) {
     size_t ldd = (size_t)blocks * outputs, ldx = (size_t)blocks * inputs, size = ldd * inputs;
@@ -73,8 +73,7 @@ void matrix_gradient(const float *d, const float *x, float *into, float *bias, i
 
 void mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, int block, int keep) {
     float *packed[count];
-    for (int i = 0; i < count; i++)
-        packed[i] = pack(layers[i].weight, 1, layers[i].inputs, layers[i].inputs, layers[i].outputs);
+    pack_layers(layers, count, packed);
     size_t width = widest(layers, count);
 #pragma omp parallel for schedule(static) if (rows > block)
     for (int64_t begin = 0; begin < rows; begin += block) {
@@ -83,7 +82,7 @@ void mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, i
                  rows - begin < block ? rows - begin : block, scratch, width, keep);
         free(scratch);
     }
-    for (int i = 0; i < count; i++) free(packed[i]);
+    free_all(packed, count);
 }
 
 // The gradients of x (unless dx is NULL), of matrices and biases (unless a layer's places are NULL) and of scales.
@@ -138,8 +137,8 @@ void mlp_backward(const Layer *layers, int count, const float *x, const float *d
             total_of_doubles(dbias[i], columns + line[i], l.outputs, lines, parts);
         }
         if (l.scale) total_of_doubles(dscale[i], columns + line[i] + l.outputs, l.outputs, lines, parts);
-        free(packed[i]);
     }
+    free_all(packed, count);
     free(sums);
     free(columns);
 }

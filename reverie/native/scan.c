@@ -126,8 +126,8 @@ static void softmax(const float *logits, float *probs, Sizes s) {
     }
 }
 
-// One-hot samples by inverting the cumulative distribution; one uniform number per group, which is scaled instead of the
-// probabilities. power is scratch: [C, S], so that vectors run over groups, however few classes there are.
+// One-hot samples by inverting the cumulative distribution; one uniform number per group, which is scaled instead of
+// the probabilities. power is scratch: [C, S], so that vectors run over groups, however few classes there are.
 static void sample(const float *logits, const float *uniform, float *power, float *stoch, int *index, Sizes s) {
     int S = s.stoch, C = s.classes;
     float top[S], sum[S], reached[S];
@@ -233,8 +233,8 @@ static void norm_rows(const float *x, const float *scale, float *y, int rows, in
 }
 
 // Policy and prior by turns for `steps` steps. points [N, steps + 1, D + S C], deter with stoch beside it, and logits
-// [N, steps + 1, S C] hold the start at 0. target [N, G], which the policy sees beside the state, noise [steps, N, Z] and
-// chance [steps, N, S] come in, policy [N, steps, P] and action [N, steps, A] go out.
+// [N, steps + 1, S C] hold the start at 0. target [N, G], which the policy sees beside the state, noise [steps, N, Z]
+// and chance [steps, N, S] come in, policy [N, steps, P] and action [N, steps, A] go out.
 void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer *from_action, const float *mix_action,
            const float *mix_bias, const Part *parts, int part_count, const float *target, int G, const float *noise,
            int Z, const float *chance, float *points, float *logits, float *policy, float *action) {
@@ -243,8 +243,7 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
     Packed packed = pack_forward(w, s);
     float *packed_actor[depth], *packed_action = pack(from_action->weight, 1, A, A, h);
     float *packed_mix = pack(mix_action, D, 1, h, D);
-    for (int i = 0; i < depth; i++)
-        packed_actor[i] = pack(actor[i].weight, 1, actor[i].inputs, actor[i].inputs, actor[i].outputs);
+    pack_layers(actor, depth, packed_actor);
 #pragma omp parallel for schedule(static) if (s.batch > s.block)
     for (int begin = 0; begin < s.batch; begin += s.block) {
         int rows = s.batch - begin < s.block ? s.batch - begin : s.block;
@@ -298,7 +297,7 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
         free(memory);
     }
     release(packed);
-    for (int i = 0; i < depth; i++) free(packed_actor[i]);
+    free_all(packed_actor, depth);
     free(packed_action);
     free(packed_mix);
 }

@@ -72,6 +72,15 @@ static inline int widest(const Layer *layers, int count) {
     return width;
 }
 
+static inline void pack_layers(const Layer *layers, int count, float **packed) {
+    for (int i = 0; i < count; i++)
+        packed[i] = pack(layers[i].weight, 1, layers[i].inputs, layers[i].inputs, layers[i].outputs);
+}
+
+static inline void free_all(float **packed, int count) {
+    for (int i = 0; i < count; i++) free(packed[i]);
+}
+
 // Some rows through all layers. The last layer's results go to its before and after, those of the others do too if
 // `keep`, else to scratch, which holds three times rows x widest.
 static inline void mlp_rows(const Layer *layers, int count, float *const *packed, const float *x, int64_t begin,

@@ -24,15 +24,14 @@ static inline float expected(const float *logits, const float *bins, int width) 
     return total / sum;
 }
 
-// The expected bin of every group of logits that a stack of layers ends with: mean is [rows, groups]. Logits stay in the
-// cache.
+// The expected bin of every group of logits that a stack of layers ends with: mean is [rows, groups]. Logits stay in
+// the cache.
 void two_hot_mean(const Layer *layers, int count, const float *x, const float *bins, int width, float *mean,
                   int64_t rows, int block) {
     int outputs = layers[count - 1].outputs, inputs = layers[0].inputs, groups = outputs / width;
     size_t widest_layer = widest(layers, count);
     float *packed[count];
-    for (int i = 0; i < count; i++)
-        packed[i] = pack(layers[i].weight, 1, layers[i].inputs, layers[i].inputs, layers[i].outputs);
+    pack_layers(layers, count, packed);
 #pragma omp parallel for schedule(static) if (rows > block)
     for (int64_t begin = 0; begin < rows; begin += block) {
         int here = rows - begin < block ? rows - begin : block;
@@ -44,7 +43,7 @@ void two_hot_mean(const Layer *layers, int count, const float *x, const float *b
         for (int i = 0; i < here * groups; i++) mean[begin * groups + i] = expected(logits + i * width, bins, width);
         free(logits);
     }
-    for (int i = 0; i < count; i++) free(packed[i]);
+    free_all(packed, count);
 }
 
 // The bin at or below a target, and the share of the one above.
