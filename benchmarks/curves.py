@@ -75,8 +75,9 @@ def plot(name: str, goal: float, random: float, curves: dict[int, Curve], path: 
 
 
 def machine() -> str:
-    """Processor, cores and the versions that matter."""
+    """Processor, the widest of its vectors that torch uses, cores, and the versions that matter."""
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
     processor = names[0] if names else platform.processor()
+    processor += f" with {torch.backends.cpu.get_cpu_capability()}"
     return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"

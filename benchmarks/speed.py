@@ -43,6 +43,8 @@ SETTINGS = {
     "hierarchy": ("hierarchy.enabled=true", "hierarchy.goal_warmup=0"),
 }
 """Reverie's ways to compute, as changes of the configuration; everything is compared with the first."""
+RATES = {"reverie": "gigaflops", "reverie-bf16": "gigaflops in bf16"}
+"""What the products of a setting are limited by."""
 PEERS = ("sheeprl", "torchrl")
 """Each has a script and a file of requirements in ``peers``."""
 
@@ -64,10 +66,10 @@ MID = (*PUBLISHED, "world.hidden=512", "world.units=512", "world.embed_dim=512",
 TWO_EPOCHS = "replay.batch_size=64", "agent.horizon=16", "behavior.epochs=2"
 NUMBERS, IMAGE = ObservationSpec((16,), "float32"), ObservationSpec((64, 64, 3), "uint8")
 WAYS = "reverie", "reverie-tensors", "reverie-compiled", "reverie-bf16"
-IMAGERS = "reverie", "reverie-checkpointed", "sheeprl"
+IMAGERS = "reverie", "reverie-checkpointed", "reverie-bf16", "sheeprl"
 WORKLOADS = {
     "size1m": Workload("dreamerv3", PUBLISHED, NUMBERS, 5, (*WAYS, *PEERS)),
-    "mid": Workload("dreamerv3", MID, NUMBERS, 5, ("reverie", "reverie-tensors", *PEERS)),
+    "mid": Workload("dreamerv3", MID, NUMBERS, 5, ("reverie", "reverie-tensors", "reverie-bf16", *PEERS)),
     # A minute per update of sheeprl. TorchRL's image encoder is another, smaller network.
     "image": Workload("dreamerv3", (*MID, "world.depth=32"), IMAGE, 5, IMAGERS, rounds=1),
     "cartpole": Workload("flat", (), ObservationSpec((4,), "float32"), 2),
@@ -150,17 +152,20 @@ def limit(workload: Workload, threads: int) -> dict[str, float]:
     return {name: round(value, 1) for name, value in run([sys.executable, str(SCRIPTS / "limit.py")], task).items()}
 
 
-def show(name: str, table: dict[str, dict[str, float]], gigaflop: float, gigaflops: float) -> None:
+def show(name: str, table: dict[str, dict[str, float]], products: dict[str, float]) -> None:
     """Prints a workload's rows, each with its multiple of the first one's time, and what products alone would take."""
-    contestant, first = next((contestant, row["milliseconds"]) for contestant, row in table.items())
-    least = 1000 * gigaflop / gigaflops
+    first = next(row["milliseconds"] for row in table.values())
     print(f"\n{name:<18}{'ms':>10}{'fastest':>10}{'ratio':>8}{'MB':>8}{'parameters':>12}{'updates':>9}")
     for contestant, row in table.items():
         time = row["milliseconds"]
         print(f"  {contestant:<16}{time:>10.1f}{row['fastest']:>10.1f}{time / first:>8.2f}"
               f"{row['megabytes']:>8}{row['parameters']:>12,}{row['updates']:>9}", flush=True)  # fmt: skip
-    print(f"  {gigaflop:,.1f} GFLOP in products take {least:.1f} ms at {gigaflops:.0f} a second, the most seen here: "
-          f"{least / first:.0%} of {contestant}", flush=True)  # fmt: skip
+    for contestant, rate in RATES.items():
+        if contestant in table:
+            least = 1000 * products["gigaflop"] / products[rate]
+            share = f"{least / table[contestant]['milliseconds']:.0%} of {contestant}"
+            print(f"  {products['gigaflop']:,.1f} GFLOP in products take {least:.1f} ms at {products[rate]:.0f} a "
+                  f"second, the most seen here: {share}", flush=True)  # fmt: skip
 
 
 def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
@@ -224,8 +229,8 @@ def main() -> None:
             continue
         table = compare(WORKLOADS[name], contestants, options.threads, options.seconds)
         products = limit(WORKLOADS[name], options.threads)
-        rates = [result["limit"]["gigaflops"] for result in results.values() if "limit" in result]
-        show(name, table, products["gigaflop"], max([products["gigaflops"], *rates]))
+        limits = [products, *(result["limit"] for result in results.values() if "limit" in result)]
+        show(name, table, products | {rate: max(seen.get(rate, 0.0) for seen in limits) for rate in RATES.values()})
         if table.keys() >= results.get(name, {}).get("contestants", {}).keys():  # part of it replaces no whole
             results[name] = {**circumstances, "contestants": table, "limit": products}
             path.write_text(json.dumps(everything, indent=1) + "\n")

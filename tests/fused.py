@@ -22,7 +22,8 @@ from tests.test_agent import step_of
 
 
 def distance(mine: Tensor, expected: Tensor) -> float:
-    return float((mine - expected).norm() / expected.norm().clamp(min=1e-3))
+    """Relative; what remains of numbers around one, such as a ratio's error, is known to a few rounding steps only."""
+    return float((mine - expected).norm() / expected.norm().clamp(min=1e-2))
 
 
 class Lender:
