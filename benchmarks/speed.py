@@ -43,10 +43,10 @@ SETTINGS = {
     "hierarchy": ("hierarchy.enabled=true", "hierarchy.goal_warmup=0"),
 }
 """Reverie's ways to compute, as changes of the configuration; everything is compared with the first."""
+PEERS = {"sheeprl": (), "sheeprl-bf16": ("agent.precision=bf16",), "torchrl": ()}
+"""Those of its peers. Each peer has a script and a file of requirements in ``peers``."""
 RATES = {"reverie": "gigaflops", "reverie-bf16": "gigaflops in bf16"}
 """What the products of a setting are limited by."""
-PEERS = ("sheeprl", "torchrl")
-"""Each has a script and a file of requirements in ``peers``."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ MID = (*PUBLISHED, "world.hidden=512", "world.units=512", "world.embed_dim=512",
 TWO_EPOCHS = "replay.batch_size=64", "agent.horizon=16", "behavior.epochs=2"
 NUMBERS, IMAGE = ObservationSpec((16,), "float32"), ObservationSpec((64, 64, 3), "uint8")
 WAYS = "reverie", "reverie-tensors", "reverie-compiled", "reverie-bf16"
-IMAGERS = "reverie", "reverie-checkpointed", "reverie-bf16", "sheeprl"
+IMAGERS = "reverie", "reverie-checkpointed", "reverie-bf16", "sheeprl", "sheeprl-bf16"
 WORKLOADS = {
     "size1m": Workload("dreamerv3", PUBLISHED, NUMBERS, 5, (*WAYS, *PEERS)),
     "mid": Workload("dreamerv3", MID, NUMBERS, 5, ("reverie", "reverie-tensors", "reverie-bf16", *PEERS)),
@@ -106,7 +106,8 @@ def program_of(contestant: str) -> list[str]:
     """The command that measures a contestant; a peer sees nothing but its own environment (``-E``)."""
     if contestant in SETTINGS:
         return [sys.executable, str(SCRIPTS / "reverie_update.py")]
-    return [str(install(contestant)), "-E", str(SCRIPTS / f"{contestant}_update.py")]
+    peer = contestant.partition("-")[0]
+    return [str(install(peer)), "-E", str(SCRIPTS / f"{peer}_update.py")]
 
 
 def install(peer: str) -> Path:
@@ -129,7 +130,7 @@ def compare(workload: Workload, contestants: list[str], threads: int, seconds: f
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     for _ in range(workload.rounds):
         for name, program in programs.items():
-            task = describe(workload, threads, seconds, SETTINGS.get(name, ()))
+            task = describe(workload, threads, seconds, (SETTINGS | PEERS)[name])
             answers[name].append(run(program, task))
     return {name: summary(found) for name, found in answers.items()}
 

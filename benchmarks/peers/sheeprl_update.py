@@ -1,6 +1,6 @@
 """One update of sheeprl's `dreamer_v3_5`, the published network, through sheeprl's own ``train`` on one batch.
 
-In single precision and uncompiled: `algo.compile` aims at GPUs, and does not finish compiling on a CPU in minutes.
+Uncompiled: `algo.compile` aims at GPUs, and does not finish compiling on a CPU in minutes.
 No metrics are gathered, which is the cheaper way of sheeprl's own loop.
 """
 
@@ -79,7 +79,8 @@ def main() -> None:
     cfg = configure(task)
     torch.set_num_threads(task["config"]["run"]["threads"])
     torch.set_float32_matmul_precision(cfg.float32_matmul_precision)
-    fabric = Fabric(accelerator="cpu", devices=1, precision=cfg.fabric.precision)
+    precision = {"fp32": "32-true", "bf16": "bf16-mixed"}[task["config"]["agent"]["precision"]]
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     shape = task["observation"]["shape"]
     box = (
         gymnasium.spaces.Box(0, 255, (shape[2], *shape[:2]), np.uint8)
