@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from reverie.compilation import compiled
+from reverie.native.layers import fits
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.types import Dream, Goal, Latent, join, stack
@@ -108,7 +109,8 @@ def roll(
     """
     policy, distribution = worker.actor, worker.distribution
     tensors, states = (*start.fields, choice, chance, world.rssm.gates.bias), chance.shape[:2].numel()
-    if isinstance(policy, MLP) and distribution.standard and scan.serves(world.sizes, states, *tensors):
+    served = distribution.standard and scan.serves(world.sizes, states, *tensors)
+    if served and isinstance(policy, MLP) and fits(policy.dense):
         return world.rssm.dream(policy, distribution, start, target, choice, chance)
     step = world.rssm.dreamer()
     latents, policies, actions = [start], [], []

@@ -189,7 +189,7 @@ def stack(latents: Sequence[Latent]) -> Latent:
 
 
 def join(latents: Sequence[Latent]) -> Latent:
-    """Successive stretches [B, T_i, ...] as one [B, sum of T_i, ...], held in memory once."""
+    """Successive stretches [B, T_i, ...] as one [B, sum of T_i, ...]; what is made of several is in memory once."""
     if len(latents) == 1:
         return latents[0]
     return Latent.of(*(torch.cat([getattr(latent, name) for latent in latents], 1) for name in ("features", "logits")))

@@ -16,6 +16,7 @@ from reverie.behavior.actor_critic import ActorCritic
 from reverie.imagine import imagine
 from reverie.optim import OptimizerOptions
 from reverie.types import ActionPart, Batch, ObservationSpec, StoredDataError
+from tests import core
 from tests.core import (
     CHOICE,
     CONSTANT,
@@ -216,16 +217,40 @@ def test_half_precision_points_the_gradient_the_same_way_and_leaves_everything_s
 
 
 @pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("units", [16, 512])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("hierarchy", [FLAT, PLANNED, PLANNED.model_copy(update={"goal_mix": 0.5})])
-def test_the_first_minibatch_meets_the_policy_that_dreamed(hierarchy):
-    agent = make_agent(behavior=PASSES, optimizer=CONSTANT.model_copy(update={"rate": 0.02}), hierarchy=hierarchy)
-    shake(agent)
+def test_the_first_minibatch_meets_the_policy_that_dreamed(hierarchy, precision, units, monkeypatch):
+    monkeypatch.setattr(core, "SMALL", core.SMALL.model_copy(update={"units": units}))
+    rate = CONSTANT.model_copy(update={"rate": 0.02 if units == 16 else 0.002})
+    agent = make_agent(behavior=PASSES, optimizer=rate, hierarchy=hierarchy, precision=precision)
+    shake(agent, 1.6 / units)
     for _ in range(3):
         metrics, _ = agent.learn(make_batch(agent.world))
         for level in agent.behavior.levels:
             assert metrics[f"{level.name}/ratio_first"] < 1e-4
     for level in agent.behavior.levels:
         assert metrics[f"{level.name}/ratio_error"] > 1e-2 and metrics[f"{level.name}/kl"] > 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_all_products_of_the_kernels_are_in_the_chosen_precision(precision, monkeypatch):
+    if not native.version():
+        pytest.skip("no C compiler")
+    agent, used, call = make_agent(IMAGE | VECTORS, precision=precision, hierarchy=PLANNED), {}, native.call
+
+    def note(kernel, *arguments, half=None):
+        used.setdefault(kernel, set()).add(native.halves() if half is None else half)
+        call(kernel, *arguments, half=half)
+
+    monkeypatch.setattr(native, "call", note)
+    agent.learn(make_batch(agent.world))
+    stacks, loops = {"mlp_forward", "mlp_backward", "two_hot_mean"}, {"observe_forward", "observe_backward", "dream"}
+    products = stacks | loops | {"matrix_gradient"}
+    with agent.precision():
+        halved = native.halves()
+    assert products <= used.keys()
+    assert {kernel: used[kernel] for kernel in products} == {kernel: {halved} for kernel in products}
 
 
 def flat(network: nn.Module) -> Tensor:

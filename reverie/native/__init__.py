@@ -40,8 +40,6 @@ EXTRAS = [["-fopenmp", *WIDE], ["-fopenmp"], WIDE, []]
 """Tried in turn: not every compiler has them. OpenMP is not linked: torch's own pool is already in the process."""
 BLOCK = 24
 """Rows that one thread carries through a kernel together."""
-SLICE = 128
-"""Rows at least that a thread sums for the gradient of a matrix."""
 LARGEST_MATRIX = 2**17
 """Numbers in a matrix above which torch's products are faster than ours, unless ours are `unrivalled`."""
 
@@ -72,7 +70,7 @@ def serves(*tensors: Tensor) -> bool:
 
 def unrivalled() -> bool:
     """Whether torch's products in single precision leave half of the processor idle: MKL uses AVX-512 on Intel only."""
-    return "avx512f" in _features() and "GenuineIntel" not in _features()
+    return torch.backends.mkl.is_available() and "avx512f" in _features() and "GenuineIntel" not in _features()
 
 
 def halves() -> bool:
@@ -134,10 +132,11 @@ def _load(half: bool = False) -> ctypes.CDLL | None:
             reason = error
         else:
             log.debug("native kernels: %s with %s", library._name, " ".join(extras))
-            if "-fopenmp" not in extras:
+            if "-fopenmp" not in extras and not half:
                 log.info("%s makes native kernels of one thread; gcc makes faster ones", compiler[0])
             return library
-    log.warning("the native kernels could not be built (%s): updates on a CPU take longer", reason)
+    lost = "products stay in single precision" if half else "updates on a CPU take longer"
+    log.warning("the native kernels%s could not be built (%s): %s", " in bf16" * half, reason, lost)
     return None
 
 

@@ -2,6 +2,10 @@
 
 #include "shared.h"
 
+// Rows that the gradient of a matrix takes together. With a power of two, panels would compete for the same places in
+// the cache.
+#define SLICE 152
+
 void norm_silu_forward(const float *x, const float *scale, float *y, int64_t rows, int width) {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
     for (int64_t r = 0; r < rows; r++) norm_silu(x + r * width, scale, y + r * width, width);
@@ -41,34 +45,27 @@ static void total(float *into, const float *sums, size_t size, size_t stride, in
     }
 }
 
-static void total_of_doubles(float *into, const double *sums, size_t size, size_t stride, int parts) {
-    for (size_t i = 0; i < size; i++) {
-        double sum = 0;
-        for (int part = 0; part < parts; part++) sum += sums[part * stride + i];
-        into[i] = sum;
-    }
-}
-
 // The gradients of a matrix [blocks, outputs, inputs] and its bias. Every part of the rows has sums of its own, and
 // goes through its rows in slices that stay in the cache.
 void matrix_gradient(const float *d, const float *x, float *into, float *bias, int64_t rows, int blocks, int outputs,
                      int inputs, int parts) {
-    size_t ldd = (size_t)blocks * outputs, ldx = (size_t)blocks * inputs, size = ldd * inputs;
-    float *sums = zeros(sizeof(float) * parts * size);
-    double *columns = zeros(sizeof(double) * parts * ldd);
+    size_t ldd = (size_t)blocks * outputs, ldx = (size_t)blocks * inputs, numbers = ldd * inputs, stride = numbers + ldd;
+    float *sums = zeros(sizeof(float) * parts * stride);
 #pragma omp parallel for schedule(static) if (parts > 1)
     for (int part = 0; part < parts; part++) {
         int64_t end = rows * (part + 1) / parts;
-        float *packed = claim(packed_size(SLICE, inputs));
+        float *packed = claim(packed_size(SLICE, inputs)), *sum = sums + part * stride;
+        double *columns = zeros(sizeof(double) * ldd);
         for (int64_t r = rows * part / parts; r < end; r += SLICE)
             accumulate(d + r * ldd, x + r * ldx, end - r < SLICE ? end - r : SLICE, blocks, outputs, inputs, packed,
-                       sums + part * size, columns + part * ldd);
+                       sum, columns);
+        for (size_t j = 0; j < ldd; j++) sum[numbers + j] = columns[j];
         free(packed);
+        free(columns);
     }
-    total(into, sums, size, size, parts);
-    total_of_doubles(bias, columns, ldd, ldd, parts);
+    total(into, sums, numbers, stride, parts);
+    total(bias, sums + numbers, ldd, stride, parts);
     free(sums);
-    free(columns);
 }
 
 void mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, int block, int keep) {
@@ -89,56 +86,56 @@ void mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, i
 void mlp_backward(const Layer *layers, int count, const float *x, const float *dy, float *dx, float *const *dweight,
                   float *const *dbias, float *const *dscale, int64_t rows, int parts) {
     float *packed[count];
-    size_t matrix[count], line[count], numbers = 0, lines = 0, width = widest(layers, count), deepest = 0;
+    size_t matrix[count], bias[count], numbers = 0, columns = 0, width = widest(layers, count), slice = 0;
     for (int i = 0; i < count; i++) {
         Layer l = layers[i];
         packed[i] = i || dx ? pack(l.weight, l.inputs, 1, l.outputs, l.inputs) : NULL;
         matrix[i] = numbers;
-        line[i] = lines;
+        bias[i] = columns;
         numbers += (size_t)l.outputs * l.inputs;
-        lines += 2 * l.outputs;  // bias and scale
-        deepest = packed_size(SLICE, l.inputs) > deepest ? packed_size(SLICE, l.inputs) : deepest;
+        columns += 2 * l.outputs;  // the scale follows
+        slice = packed_size(SLICE, l.inputs) > slice ? packed_size(SLICE, l.inputs) : slice;
     }
-    float *sums = zeros(sizeof(float) * parts * numbers);
-    double *columns = zeros(sizeof(double) * parts * lines);
+    size_t stride = numbers + columns;
+    float *sums = zeros(sizeof(float) * parts * stride);
 #pragma omp parallel for schedule(static) if (parts > 1)
     for (int part = 0; part < parts; part++) {
         int64_t end = rows * (part + 1) / parts;
-        float *slice = claim(deepest + (2 * SLICE + 1) * width), *before = slice + deepest;
-        float *after = before + SLICE * width, *slope = after + SLICE * width;
+        float *scratch = claim(slice + (2 * SLICE + 1) * width), *inside = scratch + slice, *sum = sums + part * stride;
+        float *below = inside + SLICE * width, *slope = below + SLICE * width;
+        double *narrow = zeros(sizeof(double) * columns);
         for (int64_t r = rows * part / parts; r < end; r += SLICE) {
             int here = end - r < SLICE ? end - r : SLICE;
             const float *d = dy + r * layers[count - 1].outputs;
             for (int i = count - 1; i >= 0; i--) {
                 Layer l = layers[i];
                 size_t O = l.outputs, I = l.inputs;
-                double *bias = columns + part * lines + line[i], *scale = bias + O;
                 if (l.scale) {
                     memset(slope, 0, sizeof(float) * O);
                     for (int k = 0; k < here; k++)
-                        norm_silu_back(d + k * O, l.before + (r + k) * O, l.scale, before + k * O, slope, O);
-                    for (size_t j = 0; j < O; j++) scale[j] += slope[j];
-                    d = before;
+                        norm_silu_back(d + k * O, l.before + (r + k) * O, l.scale, inside + k * O, slope, O);
+                    for (size_t j = 0; j < O; j++) narrow[bias[i] + O + j] += slope[j];
+                    d = inside;
                 }
                 if (dweight[i])
-                    accumulate(d, (i ? layers[i - 1].after : x) + r * I, here, 1, O, I, slice,
-                               sums + part * numbers + matrix[i], bias);
-                float *down = i ? after : dx ? dx + r * I : NULL;
+                    accumulate(d, (i ? layers[i - 1].after : x) + r * I, here, 1, O, I, scratch, sum + matrix[i],
+                               narrow + bias[i]);
+                float *down = i ? below : dx ? dx + r * I : NULL;
                 if (down) product(d, O, packed[i], down, I, here, O, I, NOTHING);
                 d = down;
             }
         }
-        free(slice);
+        for (size_t j = 0; j < columns; j++) sum[numbers + j] = narrow[j];
+        free(scratch);
+        free(narrow);
     }
     for (int i = 0; i < count; i++) {
         Layer l = layers[i];
-        if (dweight[i]) {
-            total(dweight[i], sums + matrix[i], (size_t)l.outputs * l.inputs, numbers, parts);
-            total_of_doubles(dbias[i], columns + line[i], l.outputs, lines, parts);
-        }
-        if (l.scale) total_of_doubles(dscale[i], columns + line[i] + l.outputs, l.outputs, lines, parts);
+        const float *found = sums + numbers + bias[i];
+        if (dweight[i]) total(dweight[i], sums + matrix[i], (size_t)l.outputs * l.inputs, stride, parts);
+        if (dbias[i]) total(dbias[i], found, l.outputs, stride, parts);
+        if (l.scale) total(dscale[i], found + l.outputs, l.outputs, stride, parts);
     }
     free_all(packed, count);
     free(sums);
-    free(columns);
 }

@@ -14,7 +14,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reverie import native
-from reverie.native import BLOCK, LARGEST_MATRIX, SLICE
+from reverie.native import BLOCK, LARGEST_MATRIX
+
+MANY = 512
+"""Rows that repay packing even a large matrix, where nothing else is as fast."""
+WORTH_A_THREAD = 128
+"""Rows for which another thread is worth it."""
+MOST_SUMMED = 2**26
+"""Numbers that all threads together sum in memory of their own."""
+LARGEST_SUMMED = 2**21
+"""Numbers in a matrix above which that would keep many threads from working."""
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -46,24 +55,26 @@ def norm_silu(x: Float[Tensor, "*batch W"], scale: Float[Tensor, "W"]) -> Float[
 
 
 def matrix_gradient(
-    d: Float[Tensor, "n O"], x: Float[Tensor, "n I"], blocks: int = 1, half: bool | None = None
+    left: Float[Tensor, "n O"], right: Float[Tensor, "n I"], blocks: int = 1, half: bool | None = None
 ) -> tuple[Float[Tensor, "G o i"], Float[Tensor, "O"]]:
-    """Of the matrix and the bias of ``y = x W + b``, where ``d`` is that of ``y``: ``d.t() @ x`` and ``d.sum(0)``.
+    """``left.t() @ right``, for each of ``blocks`` of the columns of both, and the sums of left's columns.
 
-    Of a block-diagonal matrix each block has its share of both. ``half`` is as in `native.call`. Call it where
-    `native.serves`.
+    If ``left`` is the gradient of y in ``y = x W^T + b`` and ``right`` is x, these are the gradients of W and b.
+    ``half`` is as in `native.call`. Call it where `native.serves`.
     """
-    d, x, rows = d.contiguous(), x.contiguous(), len(d)
-    shape = blocks, d.shape[1] // blocks, x.shape[1] // blocks
-    matrix, bias = d.new_empty(shape), d.new_empty(d.shape[1])
-    task = d, x, matrix, bias, ctypes.c_int64(rows), *shape, _parts(rows)
+    shape = blocks, left.shape[1] // blocks, right.shape[1] // blocks
+    if shape[1] * shape[2] > LARGEST_MATRIX and not (half or native.unrivalled()):
+        return (left.t() @ right)[None], left.sum(0)
+    left, right, rows = left.contiguous(), right.contiguous(), len(left)
+    matrix, sums = left.new_empty(shape), left.new_empty(left.shape[1])
+    task = left, right, matrix, sums, ctypes.c_int64(rows), *shape, _parts(rows, matrix.numel())
     native.call("matrix_gradient", *task, half=half)
-    return matrix, bias
+    return matrix, sums
 
 
-def _parts(rows: int) -> int:
-    """Sums over rows that threads make side by side, each of enough rows to be worth it."""
-    return min(torch.get_num_threads(), -(-rows // SLICE))
+def _parts(rows: int, numbers: int) -> int:
+    """How many threads share out the rows, each with sums of its own for so many numbers."""
+    return max(1, min(torch.get_num_threads(), rows // WORTH_A_THREAD, MOST_SUMMED // numbers))
 
 
 # --- Stacks of layers ---
@@ -71,9 +82,6 @@ def _parts(rows: int) -> int:
 Dense = tuple[Tensor, Tensor, Tensor | None]
 """Weight [O, I], bias [O] and, where norm and SiLU follow, their scale [O]."""
 
-
-MANY = 512
-"""Rows that repay packing even a large matrix, where nothing else is as fast."""
 LAYER = "5P2i"
 """`Layer` of shared.h: five places and two widths."""
 
@@ -83,18 +91,17 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scales: int, x: Tensor, *parameters: Tensor) -> Tensor:
-        layers, keep = _layers(scales, parameters), ctx is not None
+        layers, keep, half = _layers(scales, parameters), ctx is not None, native.halves()
         x = x.contiguous()
         rows = x.numel() // x.shape[-1]
         outputs = [len(bias) for _, bias, _ in layers]
         first = 0 if keep else len(layers) - 1  # without a gradient to come, nothing but the result is kept
         before = [x.new_empty(rows if i >= first else 0, width) for i, width in enumerate(outputs)]
         after = [x.new_empty(rows if i >= first else 0, width) for i, width in enumerate(outputs[:scales])]
-        native.call(
-            "mlp_forward", structure(layers, before, after), len(layers), x, ctypes.c_int64(rows), BLOCK, int(keep)
-        )
+        task = structure(layers, before, after), len(layers), x, ctypes.c_int64(rows), BLOCK, int(keep)
+        native.call("mlp_forward", *task, half=half)
         if keep:
-            ctx.scales, ctx.depth, ctx.half = scales, len(layers), native.halves()
+            ctx.scales, ctx.depth, ctx.half = scales, len(layers), half
             ctx.save_for_backward(x, *before, *after, *parameters)
         return (before if len(before) > len(after) else after)[-1].view(*x.shape[:-1], outputs[-1])
 
@@ -108,13 +115,11 @@ class _Stack(torch.autograd.Function):
         dy = gradients[0].reshape(rows, -1).contiguous()
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         needed = ctx.needs_input_grad[2:]
-        pairs = [
-            torch.empty_like(tensor) if needed[i // 2 * 2] or needed[i // 2 * 2 + 1] else None
-            for i, tensor in enumerate(parameters[: 2 * depth])
-        ]
-        d_scales = [torch.empty_like(scale) for scale in parameters[2 * depth :]]
+        pairs = [torch.empty_like(entry) if wanted else None for entry, wanted in zip(parameters, needed, strict=True)]
+        d_scales, pairs = [torch.empty_like(scale) for scale in parameters[2 * depth :]], pairs[: 2 * depth]
         places = (_places(tensors) for tensors in (pairs[0::2], pairs[1::2], d_scales))
-        task = structure(layers, before, after), depth, x, dy, dx, *places, ctypes.c_int64(rows), _parts(rows)
+        parts = _parts(rows, sum(weight.numel() for weight, _, _ in layers))
+        task = structure(layers, before, after), depth, x, dy, dx, *places, ctypes.c_int64(rows), parts
         native.call("mlp_backward", *task, half=ctx.half)
         return None, dx, *pairs, *d_scales
 
@@ -142,12 +147,22 @@ def structure(layers: Sequence[Dense], before: Sequence[Tensor] = (), after: Seq
 
 
 def stack_serves(x: Tensor, layers: Sequence[Dense]) -> bool:
-    """Whether `stack` can take these layers, and is the faster way."""
+    """Whether `stack` can take these layers, and is the faster way.
+
+    In bf16 the number of rows does not matter: torch rounds in other places, and what acts in a dream must be what
+    learns from it.
+    """
     weights = [weight for weight, _, _ in layers]
-    if not (native.serves(x, *weights) and x.shape[-1] == weights[0].shape[1]):
+    if not (native.serves(x, *weights) and x.shape[-1] == weights[0].shape[1] and fits(layers)):
         return False
-    many = x.numel() >= MANY * x.shape[-1] and native.unrivalled()
-    return many or max(weight.numel() for weight in weights) <= LARGEST_MATRIX
+    if native.halves() or (native.unrivalled() and x.numel() >= MANY * x.shape[-1]):
+        return True
+    return max(weight.numel() for weight in weights) <= LARGEST_MATRIX
+
+
+def fits(layers: Sequence[Dense]) -> bool:
+    """Whether the matrices are small enough that threads can sum gradients of their own."""
+    return max(weight.numel() for weight, _, _ in layers) <= LARGEST_SUMMED
 
 
 def stack(x: Float[Tensor, "*batch I"], layers: Sequence[Dense]) -> Float[Tensor, "*batch O"]:

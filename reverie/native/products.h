@@ -28,13 +28,17 @@
 #define PANELS 2
 #endif
 #define TALL 6
-#define FEW 48  // rows that are rounded together
 
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float Group __attribute__((vector_size(4 * LANES)));
 
 #ifdef HALF
+#ifndef __AVX512BF16__
+#error "this compiler or processor has no products in bf16"
+#endif
 #include <immintrin.h>
+#define MOST_ROUNDED 48       // rows that are rounded together at most,
+#define ROUNDED_NUMBERS 16384  // and pairs, which live on the stack
 #define MULTIPLY_ADD(sum, a, b) \
     ((Group)_mm512_dpbf16_ps((__m512)(sum), (__m512bh)_mm512_set1_ps(a), (__m512bh)(__m512)(b)))
 #define DEPTH(inputs) (((inputs) + 1) / 2)
@@ -64,13 +68,16 @@ static inline size_t packed_size(int inputs, int columns) {
 
 static inline __mmask16 first(int count) { return count >= LANES ? 0xffff : count > 0 ? (1u << count) - 1 : 0; }
 
-static inline __m512 some(const float *x, int count) { return _mm512_maskz_loadu_ps(first(count), x); }
+// The first numbers of x from `begin` on, of `count`; zeros after them.
+static inline __m512 some(const float *x, int begin, int count) {
+    return begin < count ? _mm512_maskz_loadu_ps(first(count - begin), x + begin) : (__m512){0};
+}
 
 // `count` pairs of numbers, x[i] with y[i]. y may be NULL: zeros.
 static inline void pair_rows(const float *x, const float *y, float *pairs, int count) {
     for (int i = 0; i < count; i += LANES) {
-        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(x + i, count - i))), high = {0};
-        if (y) high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(y + i, count - i)));
+        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(x, i, count))), high = {0};
+        if (y) high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(y, i, count)));
         _mm512_mask_storeu_epi32(pairs + i, first(count - i), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
     }
 }
@@ -78,7 +85,7 @@ static inline void pair_rows(const float *x, const float *y, float *pairs, int c
 // The numbers of a row in pairs, x[2 i] with x[2 i + 1].
 static inline void pair_up(const float *x, float *pairs, int count) {
     for (int i = 0; i < count; i += 2 * LANES) {
-        __m512i both = (__m512i)_mm512_cvtne2ps_pbh(some(x + i + LANES, count - i - LANES), some(x + i, count - i));
+        __m512i both = (__m512i)_mm512_cvtne2ps_pbh(some(x, i + LANES, count), some(x, i, count));
         _mm512_mask_storeu_epi32(pairs + i / 2, first(DEPTH(count - i)), both);
     }
 }
@@ -119,10 +126,16 @@ static inline void pack_into(float *packed, const float *m, size_t row, size_t c
     }
 }
 
-static inline float *pack(const float *m, size_t row, size_t column, int inputs, int columns) {
-    float *packed = claim(packed_size(inputs, columns));
-    pack_into(packed, m, row, column, inputs, columns);
+static inline float *pack_blocks(const float *m, size_t row, size_t column, int blocks, int inputs, int columns) {
+    size_t stride = packed_size(inputs, columns);
+    float *packed = claim(blocks * stride);
+    for (int g = 0; g < blocks; g++)
+        pack_into(packed + g * stride, m + (size_t)g * inputs * columns, row, column, inputs, columns);
     return packed;
+}
+
+static inline float *pack(const float *m, size_t row, size_t column, int inputs, int columns) {
+    return pack_blocks(m, row, column, 1, inputs, columns);
 }
 
 // --- Products ---
@@ -152,14 +165,12 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
     Group sum[TALL][PANELS];
     for (int r = 0; r < rows; r++)
         for (int p = 0; p < panels; p++) {
+            sum[r][p] = (Group){0};
+            if (!start.place) continue;
             const float *begin = start.place + r * start.stride + p * LANES;
             float part[LANES] = {0};
-            if (!start.place) sum[r][p] = (Group){0};
-            else if (columns - p * LANES >= LANES) sum[r][p] = *(const Lanes *)begin;
-            else {
-                for (int j = 0; j < (columns - p * LANES) % LANES; j++) part[j] = begin[j];
-                sum[r][p] = *(const Lanes *)part;
-            }
+            for (int j = 0; j < (columns - p * LANES) % LANES; j++) part[j] = begin[j];
+            sum[r][p] = *(const Lanes *)(columns - p * LANES >= LANES ? begin : part);
         }
     for (int k = 0; k < depth; k++) {
         Group b[PANELS];
@@ -217,9 +228,11 @@ static inline __attribute__((always_inline)) void multiply(const float *a, size_
                                                            int inputs, int columns, Start start) {
     int depth = DEPTH(inputs);
 #ifdef HALF
-    float pairs[FEW * depth];
-    for (int r = 0; r < rows; r += FEW) {
-        int here = rows - r < FEW ? rows - r : FEW;
+    int most = ROUNDED_NUMBERS / depth / TALL * TALL;
+    most = most < TALL ? TALL : most < MOST_ROUNDED ? most : MOST_ROUNDED;
+    float pairs[most * depth];
+    for (int r = 0; r < rows; r += most) {
+        int here = rows - r < most ? rows - r : most;
         const float *from = a + r * row;
         float *to = c + r * ldc;
         if (step == 1) {
@@ -227,8 +240,8 @@ static inline __attribute__((always_inline)) void multiply(const float *a, size_
             strips(pairs, depth, 1, packed, to, ldc, here, depth, columns, below(start, r));
         } else {
             for (int k = 0; k < depth; k++, from += 2 * step)
-                pair_rows(from, 2 * k + 1 < inputs ? from + step : NULL, pairs + (size_t)k * FEW, here);
-            strips(pairs, 1, FEW, packed, to, ldc, here, depth, columns, below(start, r));
+                pair_rows(from, 2 * k + 1 < inputs ? from + step : NULL, pairs + (size_t)k * most, here);
+            strips(pairs, 1, most, packed, to, ldc, here, depth, columns, below(start, r));
         }
     }
 #else

@@ -25,14 +25,6 @@ typedef struct {
     float *from_deter, *from_stoch, *recurrent, *mix_deter, *mix_stoch, *gates, *inner, *second, *head;
 } Packed;
 
-static float *pack_blocks(const float *m, size_t row, size_t column, int blocks, int inputs, int columns) {
-    size_t stride = packed_size(inputs, columns);
-    float *packed = claim(blocks * stride);
-    for (int g = 0; g < blocks; g++)
-        pack_into(packed + g * stride, m + (size_t)g * inputs * columns, row, column, inputs, columns);
-    return packed;
-}
-
 static Packed pack_forward(const Weights *w, Sizes s) {
     int D = s.deter, h = s.hidden, SC = s.stoch * s.classes, G = s.blocks, d = D / G;
     float *rows = claim((size_t)SC * h);  // of from_stoch: looked up by class, not multiplied

@@ -2,8 +2,6 @@
 
 #include "products.h"
 
-// SLICE: rows that the gradient of a matrix takes together; with a power of two, panels would share lines of the cache.
-#define SLICE 152
 #define EPS 1e-4f
 
 // --- RMS norm, then SiLU ---

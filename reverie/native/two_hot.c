@@ -24,24 +24,28 @@ static inline float expected(const float *logits, const float *bins, int width) 
     return total / sum;
 }
 
-// The expected bin of every group of logits that a stack of layers ends with: mean is [rows, groups]. Logits stay in
-// the cache.
-void two_hot_mean(const Layer *layers, int count, const float *x, const float *bins, int width, float *mean,
+// The expected bin of every group of logits that a stack of layers ends with, or without layers, of x: mean is [rows,
+// groups]. Logits stay in the cache.
+void two_hot_mean(const Layer *layers, int count, const float *x, int inputs, const float *bins, int width, float *mean,
                   int64_t rows, int block) {
-    int outputs = layers[count - 1].outputs, inputs = layers[0].inputs, groups = outputs / width;
+    int outputs = count ? layers[count - 1].outputs : inputs, groups = outputs / width;
     size_t widest_layer = widest(layers, count);
-    float *packed[count];
+    float *packed[count + 1];
     pack_layers(layers, count, packed);
 #pragma omp parallel for schedule(static) if (rows > block)
     for (int64_t begin = 0; begin < rows; begin += block) {
         int here = rows - begin < block ? rows - begin : block;
-        float *logits = claim(block * (outputs + 3 * widest_layer));
-        Layer own[count];
-        memcpy(own, layers, sizeof(own));
-        own[count - 1].before = logits;
-        mlp_rows(own, count, packed, x + begin * inputs, 0, here, logits + block * outputs, widest_layer, 0);
+        float *scratch = claim(block * (outputs + 3 * widest_layer));
+        const float *logits = x + begin * inputs;
+        if (count) {
+            Layer own[count];
+            memcpy(own, layers, sizeof(own));
+            own[count - 1].before = scratch;
+            mlp_rows(own, count, packed, logits, 0, here, scratch + block * outputs, widest_layer, 0);
+            logits = scratch;
+        }
         for (int i = 0; i < here * groups; i++) mean[begin * groups + i] = expected(logits + i * width, bins, width);
-        free(logits);
+        free(scratch);
     }
     free_all(packed, count);
 }

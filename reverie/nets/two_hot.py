@@ -13,19 +13,28 @@ from torch.autograd.function import once_differentiable
 
 from reverie import functional, native
 from reverie.native import BLOCK
-from reverie.native.layers import stack_serves, structure
+from reverie.native.layers import Dense, stack_serves, structure
 from reverie.nets.layers import MLP
 
 
 def predict(head: MLP, x: Float[Tensor, "*batch I"], bins: Float[Tensor, "K"]) -> Float[Tensor, "*batch Q"]:
     """The expected bin of each of the Q distributions that a head ends with."""
-    layers = head.dense
-    if torch.is_grad_enabled() or not (stack_serves(x, layers) and native.serves(bins)):
-        return functional.two_hot_mean(head(x).unflatten(-1, (-1, len(bins))), bins)
+    layers, plain = head.dense, torch.is_grad_enabled()
+    _, bias, scale = layers[-1]
+    groups, rest = divmod(len(bias), len(bins))
+    if not (plain or rest) and scale is None and stack_serves(x, layers) and native.serves(bins):
+        return _mean(layers, x, bins, groups)
+    logits = head(x).unflatten(-1, (-1, len(bins)))
+    if plain or not native.serves(logits, bins):
+        return functional.two_hot_mean(logits, bins)
+    return _mean([], logits, bins, 1).squeeze(-1)
+
+
+def _mean(layers: Sequence[Dense], x: Tensor, bins: Tensor, groups: int) -> Tensor:
     x = x.contiguous()
-    expected = x.new_empty(*x.shape[:-1], len(layers[-1][1]) // len(bins))
-    rows, task = ctypes.c_int64(x.numel() // x.shape[-1]), (bins, len(bins), expected)
-    native.call("two_hot_mean", structure(layers), len(layers), x, *task, rows, BLOCK)
+    expected = x.new_empty(*x.shape[:-1], groups)
+    task = x, x.shape[-1], bins, len(bins), expected, ctypes.c_int64(x.numel() // x.shape[-1])
+    native.call("two_hot_mean", structure(layers), len(layers), *task, BLOCK)
     return expected
 
 

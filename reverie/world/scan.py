@@ -168,10 +168,10 @@ class _Observe(torch.autograd.Function):
         numbers, keep = _sizes(sizes, unimix, batch, steps), keep.contiguous()
         given = [tensor.contiguous() for tensor in (deter, stoch, keep, drive, offset, uniform)]
         results = p, q, points, samples, logits
-        structures = ctypes.byref(_Weights(**_addresses(weights))), numbers
-        native.call("observe_forward", *structures, *given, _Trace(**_addresses(trace)), *results)
+        structures, half = (ctypes.byref(_Weights(**_addresses(weights))), numbers), native.halves()
+        native.call("observe_forward", *structures, *given, _Trace(**_addresses(trace)), *results, half=half)
         ctx.save_for_backward(keep, stoch, *results, *trace.values(), *parameters)
-        ctx.sizes, ctx.numbers, ctx.half = sizes, numbers, native.halves()
+        ctx.sizes, ctx.numbers, ctx.half = sizes, numbers, half
         return points, samples, logits
 
     @staticmethod

@@ -125,6 +125,26 @@ def test_two_hot_heads_keep_zero_and_what_is_not_finite():
     assert two_hot.loss(logits, [torch.zeros(2)], [1.0], edges).isnan().tolist() == [True, False]
 
 
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("outputs", [10, None])
+def test_a_head_without_whole_distributions_is_an_error(outputs, enabled):
+    native.use(enabled)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="unflatten"):
+        two_hot.predict(MLP(4, 8, 1, outputs), torch.zeros(5, 4), two_hot_bins(3))
+
+
+@needs_compiler
+def test_the_mean_of_a_head_that_is_left_to_torch():
+    head, x, edges = MLP(600, 300, 1, 2 * 63), torch.randn(7, 600), two_hot_bins(63)
+    assert not stack_serves(x, head.dense)
+
+    def run() -> list[Tensor]:
+        with torch.no_grad():
+            return [two_hot.predict(head, x, edges)]
+
+    both(run, "two_hot_mean", atol=2e-5)
+
+
 @needs_compiler
 def test_a_number_that_is_not_finite_stays_visible():
     x = torch.zeros(2, 8)
@@ -279,7 +299,7 @@ def half() -> Iterator[None]:
 
 @pytest.mark.usefixtures("half")
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (24, 64, 63), (153, 255, 132), (700, 20, 2)])
+@pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (24, 64, 63), (153, 255, 132), (9, 7, 40_000)])
 def test_products_in_bf16_are_those_of_rounded_numbers(rows, outputs, inputs, threads):
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -296,17 +316,33 @@ def test_products_in_bf16_are_those_of_rounded_numbers(rows, outputs, inputs, th
 @pytest.mark.usefixtures("half")
 def test_a_stack_goes_back_in_bf16_as_it_came():
     torch.manual_seed(0)
-    network, x = MLP(70, 64, 2, 9), torch.randn(300, 70).requires_grad_()
-    shake(network, 0.3)
-    inputs, found = (x, *network.parameters()), []
-    for precision in (torch.bfloat16, torch.float32):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            y = network(x)
-        with torch.autocast("cpu", enabled=False):  # as backward passes are made
-            found.append([y, *gradients(y, *inputs)])
-    errors = [((half - single).norm() / single.norm()).item() for half, single in zip(*found, strict=True)]
-    assert errors.pop() == 0  # of the last bias, which needs no product
-    assert all(1e-4 < error < 0.02 for error in errors), errors
+    network, x = MLP(70, 1, 0, 9), torch.randn(300, 70).requires_grad_()
+    y = network(x)
+    slope = torch.linspace(-1.0, 1.0, y.numel()).view_as(y)
+    with torch.autocast("cpu", enabled=False):  # as backward passes are made
+        found = torch.autograd.grad(y, (x, network[0].weight, network[0].bias), slope)
+    d, inputs, weight = (tensor.detach().bfloat16().double() for tensor in (slope, x, network[0].weight))
+    for mine, exact in zip(found, (d @ weight, d.t() @ inputs, slope.double().sum(0)), strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.usefixtures("half")
+@pytest.mark.parametrize("widths", [{}, WIDER])
+def test_the_loops_in_bf16_are_near_those_in_single_precision(widths):
+    world = make_world(**widths)
+    rssm, batch, steps = world.rssm, 30, 3
+    shake(rssm, 0.1)
+    start, generator = world.initial(batch), torch.Generator().manual_seed(0)
+    tokens = torch.randn(batch, steps, rssm.posterior_input.in_features - rssm.sizes.deter, generator=generator)
+    action, first = torch.randn(batch, steps, 3, generator=generator), torch.zeros(batch, steps, dtype=torch.bool)
+    chance, found = torch.zeros(batch, steps, rssm.sizes.stoch), []  # the first class everywhere: one walk
+    for enabled in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            latent = rssm.observe(tokens, action, first, start.deter, start.stoch, chance)
+        with torch.autocast("cpu", enabled=False):
+            found.append([latent.deter, latent.logits, *gradients(latent.deter, *rssm.gates.parameters())])
+    for mine, single in zip(*found, strict=True):
+        assert 1e-5 < ((mine - single).norm() / single.norm()).item() < 0.02
 
 
 @pytest.mark.usefixtures("half")
@@ -392,11 +428,10 @@ def test_what_a_processor_can_do_is_read_from_linux(told, slow, half, monkeypatc
         (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + told)
     monkeypatch.setattr(native, "CPUINFO", tmp_path / "cpuinfo")
     monkeypatch.setattr(native, "_load", lambda half=False: True)
-    native._features.cache_clear()
+    monkeypatch.setattr(native, "_features", native._features.__wrapped__)
     with torch.autocast("cpu", torch.bfloat16):
         assert (native.unrivalled(), native.halves()) == (slow, half)
     assert not native.halves()
-    native._features.cache_clear()
 
 
 # --- building ---
