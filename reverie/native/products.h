@@ -66,28 +66,40 @@ static inline size_t packed_size(int inputs, int columns) {
 
 #ifdef HALF
 
-static inline __mmask16 first(int count) { return count >= LANES ? 0xffff : count > 0 ? (1u << count) - 1 : 0; }
+// The lanes that `count` numbers fill, and such numbers with zeros after them.
+static inline __mmask16 filled(int count) { return count >= LANES ? 0xffff : (1u << (count > 0 ? count : 0)) - 1; }
 
-// The first numbers of x from `begin` on, of `count`; zeros after them.
-static inline __m512 some(const float *x, int begin, int count) {
-    return begin < count ? _mm512_maskz_loadu_ps(first(count - begin), x + begin) : (__m512){0};
+static inline __m512 some(const float *x, int count) {
+    return count > 0 ? _mm512_maskz_loadu_ps(filled(count), x) : (__m512){0};
+}
+
+static inline __m512i side_by_side(__m512 x, __m512 y) {
+    __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(x));
+    return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(y)), 16));
 }
 
 // `count` pairs of numbers, x[i] with y[i]. y may be NULL: zeros.
 static inline void pair_rows(const float *x, const float *y, float *pairs, int count) {
-    for (int i = 0; i < count; i += LANES) {
-        __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(x, i, count))), high = {0};
-        if (y) high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(some(y, i, count)));
-        _mm512_mask_storeu_epi32(pairs + i, first(count - i), _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    int i = 0;
+    for (; y && i + LANES <= count; i += LANES)
+        _mm512_storeu_si512(pairs + i, side_by_side(_mm512_loadu_ps(x + i), _mm512_loadu_ps(y + i)));
+    for (; i < count; i += LANES) {
+        __m512 high = y ? some(y + i, count - i) : (__m512){0};
+        _mm512_mask_storeu_epi32(pairs + i, filled(count - i), side_by_side(some(x + i, count - i), high));
     }
 }
 
 // The numbers of a row in pairs, x[2 i] with x[2 i + 1].
 static inline void pair_up(const float *x, float *pairs, int count) {
-    for (int i = 0; i < count; i += 2 * LANES) {
-        __m512i both = (__m512i)_mm512_cvtne2ps_pbh(some(x, i + LANES, count), some(x, i, count));
-        _mm512_mask_storeu_epi32(pairs + i / 2, first(DEPTH(count - i)), both);
+    int i = 0;
+    for (; i + 2 * LANES <= count; i += 2 * LANES) {
+        __m512bh both = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + LANES), _mm512_loadu_ps(x + i));
+        _mm512_storeu_si512(pairs + i / 2, (__m512i)both);
     }
+    if (i == count) return;
+    __m512 rest = i + LANES < count ? some(x + i + LANES, count - i - LANES) : (__m512){0};
+    __m512bh both = _mm512_cvtne2ps_pbh(rest, some(x + i, count - i));
+    _mm512_mask_storeu_epi32(pairs + i / 2, filled(DEPTH(count - i)), (__m512i)both);
 }
 
 #endif
@@ -168,9 +180,9 @@ static inline __attribute__((always_inline)) void tile(const int rows, const int
             sum[r][p] = (Group){0};
             if (!start.place) continue;
             const float *begin = start.place + r * start.stride + p * LANES;
-            float part[LANES] = {0};
-            for (int j = 0; j < (columns - p * LANES) % LANES; j++) part[j] = begin[j];
-            sum[r][p] = *(const Lanes *)(columns - p * LANES >= LANES ? begin : part);
+            if (columns - p * LANES >= LANES) sum[r][p] = *(const Lanes *)begin;
+            else
+                for (int j = 0; j < (columns - p * LANES) % LANES; j++) sum[r][p][j] = begin[j];
         }
     for (int k = 0; k < depth; k++) {
         Group b[PANELS];
@@ -228,9 +240,10 @@ static inline __attribute__((always_inline)) void multiply(const float *a, size_
                                                            int inputs, int columns, Start start) {
     int depth = DEPTH(inputs);
 #ifdef HALF
-    int most = ROUNDED_NUMBERS / depth / TALL * TALL;
-    most = most < TALL ? TALL : most < MOST_ROUNDED ? most : MOST_ROUNDED;
-    float pairs[most * depth];
+    int most = MOST_ROUNDED;
+    if (depth > ROUNDED_NUMBERS / MOST_ROUNDED)
+        most = ROUNDED_NUMBERS / depth < TALL ? TALL : ROUNDED_NUMBERS / depth / TALL * TALL;
+    float pairs[(rows < most ? rows : most) * depth];
     for (int r = 0; r < rows; r += most) {
         int here = rows - r < most ? rows - r : most;
         const float *from = a + r * row;
@@ -240,8 +253,8 @@ static inline __attribute__((always_inline)) void multiply(const float *a, size_
             strips(pairs, depth, 1, packed, to, ldc, here, depth, columns, below(start, r));
         } else {
             for (int k = 0; k < depth; k++, from += 2 * step)
-                pair_rows(from, 2 * k + 1 < inputs ? from + step : NULL, pairs + (size_t)k * most, here);
-            strips(pairs, 1, most, packed, to, ldc, here, depth, columns, below(start, r));
+                pair_rows(from, 2 * k + 1 < inputs ? from + step : NULL, pairs + (size_t)k * here, here);
+            strips(pairs, 1, here, packed, to, ldc, here, depth, columns, below(start, r));
         }
     }
 #else

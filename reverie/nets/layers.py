@@ -1,8 +1,8 @@
 """Layers exactly as the published DreamerV3 has them: its initialisation, its RMS norm, its block-diagonal linear.
 
 Every hidden layer is Linear -> NormSiLU, and every linear has a bias. Under autocast the products are done in half
-precision, in the native kernels where the processor has products in bf16; norms, and whatever leaves a network, are in
-single precision.
+precision (by the native kernels only in bf16, and where the processor multiplies it); norms, and whatever leaves a
+network, are in single precision.
 """
 
 from __future__ import annotations
