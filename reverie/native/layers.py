@@ -17,13 +17,13 @@ from reverie import native
 from reverie.native import BLOCK, LARGEST_MATRIX
 
 MANY = 512
-"""Rows that repay packing even a large matrix, where nothing else is as fast."""
+"""Rows that repay packing even a large matrix, where kernels are `native.unrivalled`."""
 WORTH_A_THREAD = 128
 """Rows for which another thread is worth it."""
 MOST_SUMMED = 2**26
 """Numbers that all threads together sum in memory of their own."""
 LARGEST_SUMMED = 2**21
-"""Numbers in a matrix above which that would keep many threads from working."""
+"""Numbers in a matrix that torch multiplies everywhere: many threads would have no room for such sums."""
 
 
 class _NormSiLU(torch.autograd.Function):
@@ -64,7 +64,8 @@ def matrix_gradient(
     """
     shape = blocks, left.shape[1] // blocks, right.shape[1] // blocks
     if shape[1] * shape[2] > LARGEST_MATRIX and not (half or native.unrivalled()):
-        return (left.t() @ right)[None], left.sum(0)
+        outputs, inputs = (tensor.unflatten(-1, (blocks, -1)).transpose(0, 1) for tensor in (left, right))
+        return torch.bmm(outputs.transpose(1, 2), inputs), left.sum(0)
     left, right, rows = left.contiguous(), right.contiguous(), len(left)
     matrix, sums = left.new_empty(shape), left.new_empty(left.shape[1])
     task = left, right, matrix, sums, ctypes.c_int64(rows), *shape, _parts(rows, matrix.numel())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from reverie import native
 from reverie.functional import two_hot_bins
 from reverie.imagine import imagine, roll
+from reverie.native import layers
 from reverie.native.layers import matrix_gradient, stack_serves
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP, NormSiLU
@@ -155,10 +156,10 @@ def test_a_number_that_is_not_finite_stays_visible():
 
 @needs_compiler
 @pytest.mark.parametrize("outputs", [None, 1, 63, 64])
-@pytest.mark.parametrize(("rows", "inputs", "units", "layers"), [(1, 3, 5, 1), (25, 17, 33, 2), (130, 70, 64, 3)])
-def test_a_stack_of_layers(rows, inputs, units, layers, outputs):
+@pytest.mark.parametrize(("rows", "inputs", "units", "depth"), [(1, 3, 5, 1), (25, 17, 33, 2), (130, 70, 64, 3)])
+def test_a_stack_of_layers(rows, inputs, units, depth, outputs):
     torch.manual_seed(0)
-    stack, x = MLP(inputs, units, layers, outputs), torch.randn(2, rows, inputs).requires_grad_()
+    stack, x = MLP(inputs, units, depth, outputs), torch.randn(2, rows, inputs).requires_grad_()
     shake(stack, 0.3)
 
     def run() -> list[Tensor]:
@@ -171,14 +172,18 @@ def test_a_stack_of_layers(rows, inputs, units, layers, outputs):
 
 
 @needs_compiler
+@pytest.mark.parametrize("largest", [0, layers.LARGEST_MATRIX])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("blocks", [1, 4])
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 4, 4), (152, 8, 64), (153, 20, 132), (2000, 64, 36)])
-def test_the_gradient_of_a_matrix(rows, outputs, inputs, blocks, threads):
+def test_the_gradient_of_a_matrix(rows, outputs, inputs, blocks, threads, largest, monkeypatch):
+    monkeypatch.setattr(layers, "LARGEST_MATRIX", largest)
+    monkeypatch.setattr(native, "unrivalled", lambda: False)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     d, x = torch.randn(rows, outputs), torch.randn(rows, inputs)
     matrix, bias = matrix_gradient(d, x, blocks)
+    assert matrix.shape == (blocks, outputs // blocks, inputs // blocks)
     for g, (dy, into) in enumerate(zip(d.double().chunk(blocks, 1), x.double().chunk(blocks, 1), strict=True)):
         size = dy.abs().t() @ into.abs()  # of what is summed
         assert ((matrix[g] - dy.t() @ into).abs() <= 1e-6 * size).all()
