@@ -13,7 +13,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from reverie.compilation import compiled
-from reverie.native.layers import fits
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.types import Dream, Goal, Latent, join, stack
@@ -109,8 +108,7 @@ def roll(
     """
     policy, distribution = worker.actor, worker.distribution
     tensors, states = (*start.fields, choice, chance, world.rssm.gates.bias), chance.shape[:2].numel()
-    served = distribution.standard and scan.serves(world.sizes, states, *tensors)
-    if served and isinstance(policy, MLP) and fits(policy.dense):
+    if isinstance(policy, MLP) and distribution.standard and scan.dreams(world.sizes, states, policy.dense, *tensors):
         return world.rssm.dream(policy, distribution, start, target, choice, chance)
     step = world.rssm.dreamer()
     latents, policies, actions = [start], [], []

@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from reverie import native
 from reverie.native import BLOCK, LARGEST_MATRIX
-from reverie.native.layers import Dense, matrix_gradient, structure
+from reverie.native.layers import Dense, fits, matrix_gradient, structure
 from reverie.nets.distributions import ActionDistribution, BoundedNormal, Distribution, OneHot
 from reverie.types import Latent
 from reverie.world.sizes import Sizes
@@ -130,6 +130,11 @@ def serves(sizes: Sizes, states: int, *tensors: Tensor) -> bool:
     largest = sizes.hidden * sizes.deter
     repaid = states >= 64 or largest <= LARGEST_MATRIX // 4
     return native.serves(*tensors) and largest <= 8 * LARGEST_MATRIX and repaid
+
+
+def dreams(sizes: Sizes, states: int, actor: Sequence[Dense], *tensors: Tensor) -> bool:
+    """Whether `dream` serves; the policy has to be one that learns by the same kernels as it acts."""
+    return fits(actor) and serves(sizes, states, *tensors)
 
 
 def _check(**shapes: tuple[Tensor, tuple[int, ...]]) -> None:
