@@ -21,10 +21,8 @@ from tests.core import FLAT, IMAGE, PASSES, PLANNED, VECTORS, make_agent, make_b
 from tests.test_agent import step_of
 
 
-def distance(name: str, mine: Tensor, expected: Tensor) -> float:
-    """Relative; a ratio's distance from one is known to a few rounding steps of one only."""
-    unit = 1e-2 if name.endswith(("/ratio_error", "/ratio_first")) else 1e-3
-    return float((mine - expected).norm() / expected.norm().clamp(min=unit))
+def distance(mine: Tensor, expected: Tensor) -> float:
+    return float((mine - expected).norm() / expected.norm().clamp(min=1e-3))
 
 
 class Lender:
@@ -73,9 +71,7 @@ def main(backend: str, kernels: bool, agent: dict[str, Any], world: dict[str, An
     before = counters["stats"]["unique_graphs"]
     metrics, latents = fused.learn(batch)
     graphs = counters["stats"]["unique_graphs"]
-    gradients = {
-        name: distance(name, fused.optimizers[name].gradient, it.gradient) for name, it in plain.optimizers.items()
-    }
+    gradients = {name: distance(fused.optimizers[name].gradient, it.gradient) for name, it in plain.optimizers.items()}
     reclaimed, kept = lender.reclaim(), [*metrics.values(), *latents.values()]
     for seed in range(3):
         batch = make_batch(fused.world, seed=seed)
@@ -87,11 +83,11 @@ def main(backend: str, kernels: bool, agent: dict[str, Any], world: dict[str, An
         "compiled": graphs,
         "compiled later": counters["stats"]["unique_graphs"] - graphs,
         "broken": [*counters["graph_break"], *counters["unimplemented"]],
-        "metrics": {name: distance(name, metrics[name], expected[name]) for name in expected},
+        "metrics": {name: distance(metrics[name], expected[name]) for name in expected},
         "gradients": gradients,
         "reclaimed": reclaimed,
         "kept": all(value.isfinite().all() for value in kept),
-        "later": {name: distance(name, then[name], later[name]) for name in later},
+        "later": {name: distance(then[name], later[name]) for name in later},
     }
 
 

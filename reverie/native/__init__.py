@@ -1,10 +1,10 @@
 """Native kernels for CPUs: built on first use with the machine's C compiler, cached, and never required.
 
-The C files hold what dominates an update on a CPU while the matrices are small: the loops over time, stacks of layers,
-two-hot heads, and the optimizer's step. Where products are to be in bf16 and the processor has such products, the same
-files are built once more with them. `serves` is false where no compiler is found, after `use(False)`, and for
-tensors that the kernels do not know; every caller then computes the same in plain tensors, which is also the oracle of
-the tests.
+The C files hold what dominates an update on a CPU while the matrices are small, or torch's products slow
+(`unrivalled`): the loops over time, stacks of layers, two-hot heads, and the optimizer's step. Where products are to be
+in bf16 and the processor has such products, the same files are built once more with them. `serves` is false where no
+compiler is found, after `use(False)`, and for tensors that the kernels do not know; every caller then computes the same
+in plain tensors, which is also the oracle of the tests.
 """
 
 from __future__ import annotations

@@ -19,23 +19,29 @@ from reverie.nets.layers import MLP
 
 def predict(head: MLP, x: Float[Tensor, "*batch I"], bins: Float[Tensor, "K"]) -> Float[Tensor, "*batch Q"]:
     """The expected bin of each of the Q distributions that a head ends with."""
-    layers, plain = head.dense, torch.is_grad_enabled()
+    layers = head.dense
     _, bias, scale = layers[-1]
     groups, rest = divmod(len(bias), len(bins))
-    if not (plain or rest) and scale is None and stack_serves(x, layers) and native.serves(bins):
-        return _mean(layers, x, bins, groups)
-    logits = head(x).unflatten(-1, (-1, len(bins)))
-    if plain or not native.serves(logits, bins):
+    whole = scale is None and not rest and not torch.is_grad_enabled()
+    if whole and stack_serves(x, layers) and native.serves(bins):
+        return _expected(layers, x, bins, groups)
+    return mean(head(x).unflatten(-1, (-1, len(bins))), bins)
+
+
+def mean(logits: Float[Tensor, "*batch K"], bins: Float[Tensor, "K"]) -> Float[Tensor, "*batch"]:
+    """The expected bin."""
+    if not native.serves(logits, bins) or (torch.is_grad_enabled() and logits.requires_grad):
         return functional.two_hot_mean(logits, bins)
-    return _mean([], logits, bins, 1).squeeze(-1)
+    return _expected([], logits, bins, 1).squeeze(-1)
 
 
-def _mean(layers: Sequence[Dense], x: Tensor, bins: Tensor, groups: int) -> Tensor:
+def _expected(layers: Sequence[Dense], x: Tensor, bins: Tensor, groups: int) -> Float[Tensor, "*batch Q"]:
+    """Of the logits that layers make of x, or without layers, of x."""
     x = x.contiguous()
-    expected = x.new_empty(*x.shape[:-1], groups)
-    task = x, x.shape[-1], bins, len(bins), expected, ctypes.c_int64(x.numel() // x.shape[-1])
+    found = x.new_empty(*x.shape[:-1], groups)
+    task = x, x.shape[-1], bins, len(bins), found, ctypes.c_int64(x.numel() // x.shape[-1])
     native.call("two_hot_mean", structure(layers), len(layers), *task, BLOCK)
-    return expected
+    return found
 
 
 def loss(
