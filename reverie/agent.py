@@ -22,6 +22,7 @@ from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.behavior.ppo import improve
 from reverie.imagine import imagine
+from reverie.nets.layers import output_rows
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
 from reverie.types import (
     ActionSpec,
@@ -114,7 +115,7 @@ class Agent(nn.Module):
             groups.append(("goals", behavior.goals, options.goal_optimizer, {"goals": 1.0}))
         half = (options.precision, self.device.type) in AMPLIFIED
         for name, network, choices, scales in groups:
-            yield name, Optimizer(name, network.parameters(), choices, scales, half=half)
+            yield name, Optimizer(name, network.parameters(), choices, scales, rows=output_rows(network), half=half)
 
     # --- playing ---
 

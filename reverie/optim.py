@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -31,7 +31,7 @@ class OptimizerOptions(Options):
     warmup: int = Field(default=1000, ge=0)
     """Updates over which the rate rises linearly from zero."""
     agc: float = Field(default=0.3, ge=0)
-    """Each tensor's gradient norm is clipped to this share of its weight norm; 0 turns it off."""
+    """Each layer's gradient norm is clipped to this share of its weight norm; 0 turns it off."""
     clip: float = Field(default=0.0, ge=0)
     """The group's gradient norm is clipped to this; 0 turns it off."""
     decay: int = Field(default=0, ge=0)
@@ -56,7 +56,7 @@ class PolicyOptimizerOptions(OptimizerOptions):
     warmup: int = Field(default=0, ge=0)
     """Updates over which the rate rises linearly from zero."""
     agc: float = Field(default=0.0, ge=0)
-    """Each tensor's gradient norm is clipped to this share of its weight norm; 0 turns it off."""
+    """Each layer's gradient norm is clipped to this share of its weight norm; 0 turns it off."""
     clip: float = Field(default=1.0, ge=0)
     """The group's gradient norm is clipped to this; 0 turns it off."""
     eps: float = Field(default=1e-5, gt=0)
@@ -110,6 +110,15 @@ def excess(gradients: list[Tensor], weights: list[Tensor], limit: float) -> Floa
     return (torch.stack(torch._foreach_norm(gradients)) / allowed).clamp(min=1.0)
 
 
+def layer_sizes(parameters: Iterable[nn.Parameter], rows: Mapping[nn.Parameter, Sequence[int]]) -> list[int]:
+    """How many numbers each layer's tensors have, in order: a parameter with ``rows`` belongs to several layers."""
+    return [
+        count * parameter.numel() // len(parameter)
+        for parameter in parameters
+        for count in rows.get(parameter, [len(parameter)])
+    ]
+
+
 def recipe(options: OptimizerOptions) -> bytes:
     """`Recipe` of optimizer.c."""
     schedule = options.rate, options.warmup, options.decay, options.final
@@ -127,24 +136,24 @@ class Optimizer:
         options: OptimizerOptions,
         scales: Mapping[str, float],
         *,
+        rows: Mapping[nn.Parameter, Sequence[int]] | None = None,
         half: bool = False,
     ):
         """``scales`` weighs each loss of `step`; a loss without a scale is an error there.
 
+        ``rows`` are the numbers of rows of the layers that share a parameter: `agc` clips each layer by itself.
         ``half`` says that gradients pass through float16: losses are then amplified as far as nothing overflows.
         """
         self.name, self.options, self.scales = name, options, dict(scales)
         self.parameters = list(parameters)
         self.weight = torch.cat([parameter.detach().flatten() for parameter in self.parameters])
         self.gradient = torch.zeros_like(self.weight)
-        sizes = [parameter.numel() for parameter in self.parameters]
-        self.gradients: list[Tensor] = []
-        for parameter, weight, gradient in zip(
-            self.parameters, self.weight.split(sizes), self.gradient.split(sizes), strict=True
-        ):
+        flat = (buffer.split([p.numel() for p in self.parameters]) for buffer in (self.weight, self.gradient))
+        for parameter, weight, gradient in zip(self.parameters, *flat, strict=True):
             parameter.data = weight.view_as(parameter)
             parameter.grad = gradient.view_as(parameter)
-            self.gradients.append(parameter.grad)
+        sizes = layer_sizes(self.parameters, rows or {})
+        self.weights, self.gradients = list(self.weight.split(sizes)), list(self.gradient.split(sizes))
         self.moments: Moments = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
         self.count = torch.zeros((), device=self.weight.device)
         self.half = half
@@ -193,7 +202,7 @@ class Optimizer:
         finite = torch.isfinite(norm)
         go = finite if when is None else finite & when
         if self.options.agc:
-            ratio = excess(self.gradients, [parameter.detach() for parameter in self.parameters], self.options.agc)
+            ratio = excess(self.gradients, self.weights, self.options.agc)
             self.gradient.div_(ratio.repeat_interleave(self.lengths, output_size=len(self.gradient)))
         if self.options.clip:
             self.gradient.mul_((self.options.clip / self.gradient.norm()).clamp(max=1.0))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reverie.nets.layers import Linear, output_rows
 from reverie.optim import MOST_AMPLIFIED, Optimizer, OptimizerOptions, adam, excess, laprop
 from reverie.types import StoredDataError
 from tests.core import close
@@ -233,3 +234,21 @@ def test_the_state_of_another_group_or_another_kind_is_refused():
         optimizer.load_state_dict(foreign.state_dict())
     with pytest.raises(StoredDataError, match="laprop"):
         optimizer.load_state_dict(make(ADAM)[1].state_dict())
+
+
+def test_layers_that_share_a_parameter_are_clipped_each_by_itself():
+    torch.manual_seed(0)
+    together = Linear(3, [1, 2])
+    apart = [Linear(3, 1), Linear(3, 2)]
+    with torch.no_grad():
+        for rows, layer in zip((slice(0, 1), slice(1, 3)), apart, strict=True):
+            layer.weight.copy_(together.weight[rows])
+    options = OptimizerOptions(warmup=0, rate=0.01, agc=0.01, eps=1e-8)
+    scale, x = torch.tensor([100.0, 1.0, 1.0]), torch.randn(5, 3)
+    one = Optimizer("one", together.parameters(), options, {"loss": 1.0}, rows=output_rows(together))
+    two = Optimizer("two", [p for layer in apart for p in layer.parameters()], options, {"loss": 1.0})
+    for _ in range(3):
+        one.step({"loss": (together(x) * scale).square()})
+        two.step({"loss": (torch.cat([layer(x) for layer in apart], -1) * scale).square()})
+    torch.testing.assert_close(together.weight, torch.cat([layer.weight for layer in apart]), rtol=0, atol=1e-6)
+    torch.testing.assert_close(together.bias, torch.cat([layer.bias for layer in apart]), rtol=0, atol=1e-6)

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reverie.agent import Agent
 from reverie.functional import lambda_return, replay_return, two_hot_loss
 from reverie.imagine import imagine
+from reverie.nets.distributions import Distribution, OneHot
 from reverie.optim import OptimizerOptions
 from reverie.types import ActionSpec, Batch
 from tests.core import CHOICE, IMAGE, STEER, VECTORS, make_agent, make_batch, shake
@@ -18,7 +19,7 @@ from tests.core import CHOICE, IMAGE, STEER, VECTORS, make_agent, make_batch, sh
 pytestmark = pytest.mark.usefixtures("both_ways")
 
 # A published eps of 1e-20 would turn the rounding noise of parameters without gradient into whole steps.
-OPTIMIZER = OptimizerOptions(rate=0.01, warmup=2, eps=1e-5)
+OPTIMIZER = OptimizerOptions(rate=0.01, warmup=2, eps=1e-5, agc=0.001)  # so little that every layer is clipped
 
 
 def published_losses(agent: Agent, batch: Batch) -> Tensor:
@@ -53,8 +54,24 @@ def published_losses(agent: Agent, batch: Batch) -> Tensor:
     return torch.stack([losses[name].mean() * scale for name, scale in scales.items()]).sum()
 
 
+def published_clipping(agent: Agent, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    """Adaptive clipping, layer by layer: the reference has one last layer per action key, and for numbers one of means
+    and one of deviations."""
+    actor, pieces = agent.behavior.worker.actor, 1
+    if any(parameter is mine for mine in list(actor)[-1].parameters()):
+        pieces = [count for part in agent.behavior.worker.distribution.parts for count in published_layers(part)]
+        pieces = torch.tensor(pieces).cumsum(0)[:-1].tolist()
+    pairs = zip(parameter.tensor_split(pieces), gradient.tensor_split(pieces), strict=True)
+    return torch.cat([g / (g.norm() / (OPTIMIZER.agc * p.norm().clamp(min=1e-3))).clamp(min=1) for p, g in pairs])
+
+
+def published_layers(part: Distribution) -> list[int]:
+    """Widths of the reference's last layers for one key."""
+    return [part.size] if isinstance(part, OneHot) else [part.size, part.size]
+
+
 def published_updates(agent: Agent, batches: list[Batch]) -> None:
-    """LaProp with adaptive clipping over all parameters, tensor by tensor."""
+    """LaProp with adaptive clipping over all parameters, layer by layer."""
     networks = [agent.world, agent.behavior.worker.actor, agent.behavior.worker.critic]
     parameters = [parameter for network in networks for parameter in network.parameters()]
     momentum, square = ([torch.zeros_like(p) for p in parameters] for _ in range(2))
@@ -62,7 +79,7 @@ def published_updates(agent: Agent, batches: list[Batch]) -> None:
         gradients = torch.autograd.grad(published_losses(agent, batch), parameters)
         with torch.no_grad():
             for p, g, m, v in zip(parameters, gradients, momentum, square, strict=True):
-                g = g / (g.norm() / (0.3 * p.norm().clamp(min=1e-3))).clamp(min=1)
+                g = published_clipping(agent, p, g)
                 v.mul_(0.999).add_(0.001 * g**2)
                 m.mul_(0.9).add_(0.1 * g / ((v / (1 - 0.999 ** (count + 1))).sqrt() + OPTIMIZER.eps))
                 p -= OPTIMIZER.rate * min(1, count / 2) * m / (1 - 0.9 ** (count + 1))
@@ -79,7 +96,8 @@ def centre(agent: Agent) -> None:
 
 
 @pytest.mark.parametrize(
-    ("observation", "action", "starts"), [(VECTORS, CHOICE, 0), (VECTORS, STEER, 3), (IMAGE, CHOICE, 4)]
+    ("observation", "action", "starts"),
+    [(VECTORS, CHOICE, 0), (VECTORS, STEER, 3), (VECTORS, CHOICE + STEER, 4), (IMAGE, CHOICE, 4)],
 )
 def test_three_updates_equal_one_backward_and_one_optimizer(observation, action: ActionSpec, starts: int):
     agents = [make_agent(observation, action, optimizer=OPTIMIZER, starts=starts) for _ in range(2)]

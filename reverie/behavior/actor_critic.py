@@ -124,7 +124,7 @@ class ActorCritic(nn.Module):
         self.group = group
         self.name, self.options, self.streams, self.distribution = name, options, dict(streams), distribution
         self.discount, count = 1.0 - 1.0 / options.horizon, len(streams)
-        self.actor = MLP(inputs, units, options.layers, distribution.parameters, scale=0.01)
+        self.actor = MLP(inputs, units, options.layers, distribution.outputs, scale=0.01)
         self.critic = MLP(inputs, units, options.layers, count * bins, scale=0.0)
         self.slow_critic = deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)

@@ -23,6 +23,8 @@ from reverie.types import ActionSpec
 class Distribution(Protocol):
     """One part of an action. ``parameters``, ``noise`` and ``size`` are widths of the three vectors."""
 
+    outputs: tuple[int, ...]
+    """Widths of the layers that give the parameters, side by side."""
     parameters: int
     noise: int
     size: int
@@ -44,6 +46,7 @@ class OneHot:
     def __init__(self, classes: int, unimix: float, groups: int = 1):
         self.classes, self.unimix, self.noise = classes, unimix, groups
         self.parameters = self.size = groups * classes
+        self.outputs = (self.parameters,)
         self.entropy_range = 0.0, groups * math.log(classes)
 
     def split(self, params: Tensor) -> Tensor:
@@ -73,7 +76,7 @@ class BoundedNormal:
 
     def __init__(self, size: int, low: float = 0.1, high: float = 1.0):
         self.size = self.noise = size
-        self.parameters = 2 * size
+        self.parameters, self.outputs = 2 * size, (size, size)
         self.low, self.high = low, high
         least, most = (size * (math.log(bound) + 0.5 * math.log(2 * math.pi * math.e)) for bound in (low, high))
         self.entropy_range = least, most
@@ -106,10 +109,15 @@ def normal(uniform: Tensor) -> Tensor:
 
 
 class ActionDistribution:
-    """The joint distribution of all parts of an action: parts are independent, so their numbers add up."""
+    """The joint distribution of all parts of an action: parts are independent, so their numbers add up.
+
+    ``outputs`` are the widths of a policy's last layers: as published, every part has its own, and so have the mean and
+    the deviation of a continuous one.
+    """
 
     def __init__(self, parts: Sequence[Distribution]):
         self.parts = list(parts)
+        self.outputs = [width for part in self.parts for width in part.outputs]
         self._params = [part.parameters for part in self.parts]
         self._noise = [part.noise for part in self.parts]
         self._sizes = [part.size for part in self.parts]

@@ -8,6 +8,7 @@ network, are in single precision.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -34,12 +35,22 @@ def initialise(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
 
 
 class Linear(nn.Linear):
-    """``y = x W + b`` with the published initialisation; ``scale`` 0 starts a head at exactly zero."""
+    """``y = x W + b`` with the published initialisation; ``scale`` 0 starts a head at exactly zero.
 
-    def __init__(self, inputs: int, outputs: int, scale: float = 1.0):
-        super().__init__(inputs, outputs)
+    Several ``outputs`` are layers of their own, computed as one: `output_rows` says which rows are whose.
+    """
+
+    def __init__(self, inputs: int, outputs: int | Sequence[int], scale: float = 1.0):
+        self.outputs = [outputs] if isinstance(outputs, int) else list(outputs)
+        super().__init__(inputs, sum(self.outputs))
         initialise(self.weight, inputs, scale)
         nn.init.zeros_(self.bias)
+
+
+def output_rows(network: nn.Module) -> dict[nn.Parameter, list[int]]:
+    """Rows of the layers that share a parameter, of every `Linear` with several outputs."""
+    shared = [layer for layer in network.modules() if isinstance(layer, Linear) and len(layer.outputs) > 1]
+    return {parameter: layer.outputs for layer in shared for parameter in layer.parameters()}
 
 
 class BlockLinear(nn.Module):
@@ -80,12 +91,14 @@ class NormSiLU(nn.Module):
 
 
 class MLP(nn.Sequential):
-    """``layers`` hidden layers of ``units``, then a linear output when ``outputs`` is given.
+    """``layers`` hidden layers of ``units``, then one or several linear outputs where ``outputs`` is given.
 
     Where the native kernels serve they compute all layers at once, from the parameters: hooks of layers are not called.
     """
 
-    def __init__(self, inputs: int, units: int, layers: int, outputs: int | None = None, scale: float = 1.0):
+    def __init__(
+        self, inputs: int, units: int, layers: int, outputs: int | Sequence[int] | None = None, scale: float = 1.0
+    ):
         modules: list[nn.Module] = []
         for index in range(layers):
             modules += [Linear(units if index else inputs, units), NormSiLU(units)]
