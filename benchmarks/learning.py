@@ -4,7 +4,7 @@
     python benchmarks/learning.py cartpole --seeds 5   # one task
     python benchmarks/learning.py vecpad3 doorkey --arms a0_reinforce a1_ppo a3_hybrid
 
-An arm is a file of ``configs/ladder`` that changes the task's configuration. Runs that have finished are not repeated,
+An arm is a preset of ``ladder/`` that changes the task's configuration. Runs that have finished are not repeated,
 others go on from their last checkpoint, and those of another configuration are refused; one that fails stops no other.
 Results are in ``benchmarks/results/learning_<task>.{json,png}``, those of all arms so far in ``ladder.{json,md,png}``.
 """
@@ -28,6 +28,7 @@ from ladder import Outcome
 
 from reverie.config import Config, dump, load, merge, override, read
 from reverie.env import make_vector
+from reverie.presets import PRESETS
 from reverie.run.collect import Scores
 from reverie.run.evaluate import evaluate, restore_agent
 
@@ -37,7 +38,7 @@ RUNS = Path("runs/learning")
 
 @dataclass(frozen=True)
 class Task:
-    """A file in ``configs``, how many seeds, and the mean evaluation return that counts as solved."""
+    """A preset, how many seeds, and the mean evaluation return that counts as solved."""
 
     config: str
     seeds: int
@@ -114,21 +115,20 @@ class Run:
         return self.folder / "plan.json"
 
     @property
-    def files(self) -> list[Path]:
+    def presets(self) -> list[str]:
         """What it is configured by; the later changes the earlier."""
-        arm = [Path(f"configs/ladder/{self.arm}.json")] if self.arm else []
-        return [Path(f"configs/{self.task.config}.json"), *arm]
+        return [self.task.config, *([f"ladder/{self.arm}"] if self.arm else [])]
 
     def config(self) -> Config:
         """The configuration that it should be trained with."""
-        tree = reduce(merge, map(read, self.files))
+        tree = reduce(merge, map(read, self.presets))
         return override(tree, self.task.settings, {"run.seed": self.seed})
 
     def source(self) -> list[str]:
         """The arguments that say what to train: the last checkpoint, or the configuration."""
         if self.latest.exists():
             return ["--checkpoint", str(self.latest)]
-        configs = [argument for file in self.files for argument in ("--config", str(file))]
+        configs = [argument for name in self.presets for argument in ("--config", name)]
         return [*configs, "--seed", str(self.seed), *self.task.settings]
 
 
@@ -160,7 +160,7 @@ def check(run: Run) -> None:
 
 def random_return(task: Task, episodes: int = 100) -> float:
     """Mean return of uniformly random actions."""
-    env = load(Path(f"configs/{task.config}.json"), task.settings).env
+    env = load(task.config, task.settings).env
     envs, random = make_vector(env.model_copy(update={"mode": "inline"}), 0, envs=10), np.random.default_rng(0)
     scores, finished = Scores(envs.size), []
     while len(finished) < episodes:
@@ -233,7 +233,7 @@ def main() -> None:
     """Trains what was asked for, and writes its results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tasks", nargs="*", metavar="task", help=f"of {', '.join(EVERY)}")
-    parser.add_argument("--arms", nargs="+", metavar="arm", help="of configs/ladder: compare them on the tasks")
+    parser.add_argument("--arms", nargs="+", metavar="arm", help="presets of ladder/: compare them on the tasks")
     parser.add_argument("--seeds", type=int, help="instead of the task's own number")
     parser.add_argument("--parallel", type=int, default=2, help="runs side by side")
     parser.add_argument("--threads", type=int, default=1, help="threads of each run")
@@ -242,7 +242,7 @@ def main() -> None:
     if unknown := set(names) - (LADDER_TASKS if options.arms else EVERY).keys():
         parser.error(f"{min(unknown)} is no task{' of the ladder' * bool(options.arms)}; choose from "
                      f"{', '.join(LADDER_TASKS if options.arms else EVERY)}")  # fmt: skip
-    arms = sorted(path.stem for path in Path("configs/ladder").glob("*.json"))
+    arms = [name.removeprefix("ladder/") for name in PRESETS if name.startswith("ladder/")]
     if unknown := set(options.arms or ()) - set(arms):
         parser.error(f"{min(unknown)} is no arm; choose from {', '.join(arms)}")
     load = f"{options.parallel} x {options.threads} threads"

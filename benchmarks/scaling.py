@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from curves import machine
 from gymnasium import spaces
-from speed import CONFIGS, RESULTS
+from speed import RESULTS
 
 from reverie import ENVIRONMENTS, DreamerV3Trainer, SequenceReplayBuffer
 from reverie.agent import Agent
@@ -77,10 +77,10 @@ class Sleep(gymnasium.Env):
 
 @contextlib.contextmanager
 def opened(changes: Sequence[str]) -> Iterator[DreamerV3Trainer]:
-    """A run of ``configs/flat.json`` with changes, in a folder that is thrown away, with a replay to learn from."""
+    """A run of the preset ``flat`` with changes, in a folder that is thrown away, with a replay to learn from."""
     with tempfile.TemporaryDirectory() as folder:
         place = [f"run.directory={folder}", f"run.checkpoint_dir={folder}/newest"]
-        trainer = DreamerV3Trainer(load(CONFIGS / "flat.json", [*SMALL, *place, *changes]))
+        trainer = DreamerV3Trainer(load("flat", [*SMALL, *place, *changes]))
         try:
             replay, length = trainer.replay, 2000
             random = np.random.default_rng(0)
@@ -206,7 +206,7 @@ def store(replay: SequenceReplayBuffer, rows: int, streams: int) -> float:
 def replaying(options: argparse.Namespace) -> dict[str, float]:
     """Milliseconds of sampling 16 x 64 images at once, and while learning: there the copying happens beside it."""
     streams, spaces = 16, ({"image": FRAME}, (ActionPart("action", ACTIONS, True),))
-    config = load(CONFIGS / "pixels.json")
+    config = load("pixels")
     set_up(options.threads, "auto")
     agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, torch.device("cpu"))
     chosen = ReplayOptions(batch_size=16, length=64, capacity=max(options.stored, 20_000), online=False)

@@ -30,7 +30,6 @@ from reverie.run import plots
 from reverie.types import ObservationSpec
 
 SCRIPTS = Path(__file__).parent / "peers"
-CONFIGS = Path(__file__).parents[1] / "configs"
 INSTALLED = Path(__file__).parents[1] / ".peers"
 RESULTS = Path(__file__).parent / "results"
 
@@ -51,7 +50,7 @@ RATES = {"reverie": "gigaflops", "reverie-bf16": "gigaflops in bf16"}
 
 @dataclass(frozen=True)
 class Workload:
-    """A file in ``configs`` with changes, what is observed and done, and who takes part."""
+    """A preset with changes, what is observed and done, and who takes part."""
 
     config: str
     changes: tuple[str, ...]
@@ -80,7 +79,7 @@ WORKLOADS = {
 
 def describe(workload: Workload, threads: int, seconds: float, changes: tuple[str, ...] = ()) -> dict[str, Any]:
     """The task that every contestant's script takes; see ``peers/clock.py``."""
-    config = load(CONFIGS / f"{workload.config}.json", [*workload.changes, f"run.threads={threads}", *changes])
+    config = load(workload.config, [*workload.changes, f"run.threads={threads}", *changes])
     return {
         "config": json.loads(dump(config)),
         "sizes": asdict(config.world.sizes),

@@ -12,13 +12,17 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from reverie import config as configuration
+from reverie.presets import PRESETS
 from reverie.types import ConfigError, ReverieError
+
+log = logging.getLogger(__name__)
 
 EXIT_CODES = """exit codes:
   0 done                        6 disk, memory or permission
@@ -68,6 +72,8 @@ def parser() -> argparse.ArgumentParser:
 
     show = commands.add_parser("config", help="print the configuration that a command would run with")
     _add_config_flags(show)
+    show.add_argument("--list", action="store_true", help="the presets instead, with a line on each")
+    show.add_argument("--defaults", action="store_true", help="every option at its default instead")
     show.set_defaults(run=_config)
 
     inspect = commands.add_parser("inspect", help="say what is in a checkpoint")
@@ -134,10 +140,10 @@ def _at_least(smallest: int) -> Callable[[str], int]:
 
 
 def _add_config_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", type=Path, action="append", default=[],
-                         help="a JSON file, or several: the later changes the earlier "
-                         "(default: configs/default.json, if present)")  # fmt: skip
-    command.add_argument("--multimodal", action="store_true", help="configs/multimodal.json: an image beside a vector")
+    command.add_argument("--config", metavar="FILE|PRESET", action="append", default=[],
+                         help="a JSON file or a preset, or several: the later changes the earlier "
+                         "(default: the preset `default`)")  # fmt: skip
+    command.add_argument("--multimodal", action="store_true", help="the preset `multimodal`: an image beside a vector")
     command.add_argument("--env", help="environment: a Gymnasium id, suite/task, or module:callable")
     command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
     command.add_argument("--steps", type=int, help="environment steps")
@@ -164,21 +170,19 @@ def _values(options: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in flags.items() if value is not None}
 
 
-def _paths(options: argparse.Namespace) -> list[Path]:
-    """The configuration files, the later of which change the earlier."""
+def _sources(options: argparse.Namespace) -> list[str]:
+    """The files and presets that configure a command, the later of which change the earlier."""
     if options.multimodal and options.config:
         raise ConfigError("--multimodal and --config both name a configuration; give one of them")
-    if options.multimodal:
-        return [Path("configs/multimodal.json")]
-    default = Path("configs/default.json")
-    return options.config or ([default] if default.is_file() else [])
+    return ["multimodal"] if options.multimodal else options.config or ["default"]
 
 
 def _tree(options: argparse.Namespace) -> dict[str, Any]:
-    """What files and flags say, lists of a sweep included."""
-    tree: dict[str, Any] = {}
-    for path in _paths(options):
-        tree = configuration.merge(tree, configuration.read(path))
+    """What files, presets and flags say, lists of a sweep included."""
+    sources = _sources(options)
+    if not (options.config or options.multimodal):
+        log.info("no --config: the preset %s, %s", sources[0], PRESETS[sources[0]])
+    tree = reduce(configuration.merge, map(configuration.read, sources))
     return configuration.change(tree, options.overrides, _values(options))
 
 
@@ -191,7 +195,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.checkpoint is None:
         tree = _tree(options)
         if options.parallel or axes(tree):
-            return _sweep(options)
+            return _train_all(options, tree)
         config = configuration.build(tree)
         console(config.logger.level)
         return DreamerV3Trainer(config).train()
@@ -204,16 +208,22 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from reverie.run import grid, leaderboard, sweep
+    from reverie.run import leaderboard, sweep
     from reverie.run.logger import console
 
     console(options.log_level or "INFO")
-    if folder := vars(options).get("report"):
-        plan = sweep.reopen(folder)
-        print("\n".join(leaderboard.table(plan, sweep.read(plan))))
-        return 0
-    name = "-".join(path.stem for path in _paths(options)) or "sweep"
-    plan = grid.expand(_tree(options), name)
+    if options.report is None:
+        return _train_all(options, _tree(options))
+    plan = sweep.reopen(options.report)
+    print("\n".join(leaderboard.table(plan, sweep.read(plan))))
+    return 0
+
+
+def _train_all(options: argparse.Namespace, tree: dict[str, Any]) -> int:
+    """Trains every combination of the lists in a configuration."""
+    from reverie.run import grid, leaderboard, sweep
+
+    plan = grid.expand(tree, "-".join(Path(source).stem for source in _sources(options)))
     code = sweep.run(plan, options.parallel or 1, lambda results: leaderboard.write(plan, results))
     results = sweep.read(plan)
     print("\n".join(leaderboard.table(plan, results)))
@@ -258,7 +268,13 @@ def _profile(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
-    print(configuration.dump(configuration.build(_tree(options))), end="")
+    if options.list:
+        width = max(map(len, PRESETS))
+        print("\n".join(f"{name:{width}}  {text}" for name, text in PRESETS.items()))
+    elif options.defaults:
+        print(configuration.reference(), end="")
+    else:
+        print(configuration.dump(configuration.build(_tree(options))), end="")
     return 0
 
 

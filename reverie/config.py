@@ -20,6 +20,7 @@ from reverie.agent import AgentOptions
 from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.env import EnvOptions
+from reverie.presets import locate
 from reverie.replay import ReplayOptions
 from reverie.strict_json import children, join, parse
 from reverie.types import ConfigError, Options
@@ -151,12 +152,15 @@ class Config(Options):
             raise ConfigError(f"hierarchy.minibatches = {hierarchy.minibatches}: an update values {steps} steps")
 
 
-def load(path: Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None) -> Config:
-    """Defaults, then the file, then ``section.key=value`` overrides, then values by key; the later wins.
+def load(
+    source: str | Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+) -> Config:
+    """Defaults, then a file or preset, then ``section.key=value`` overrides, then values by key; the later wins.
 
+    Without a source it is `Config`, every option at its default; the command line begins with the preset ``default``.
     Short names are understood everywhere. Raises ConfigError.
     """
-    return override(read(path) if path is not None else {}, overrides, values)
+    return override(read(source) if source is not None else {}, overrides, values)
 
 
 def override(tree: Mapping[str, Any], overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> Config:
@@ -182,11 +186,15 @@ def build(tree: Mapping[str, Any]) -> Config:
         _explain(error, tree)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The values in a JSON file, with short names replaced by the keys they stand for. Raises ConfigError."""
+def read(source: str | Path) -> dict[str, Any]:
+    """The values in a JSON file or a preset, with short names replaced by the keys they stand for.
+
+    Raises ConfigError.
+    """
+    path = locate(source)
     try:
         if not path.is_file():
-            raise ConfigError("no such file; name an existing JSON file")
+            raise ConfigError(f"a {'folder' if path.is_dir() else 'device or pipe'}; name a JSON file or a preset")
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
@@ -220,7 +228,7 @@ def dump(config: Config) -> str:
 
 
 def reference() -> str:
-    """Every option at its default, as JSON text: the content of `configs/reference.json`."""
+    """Every option at its default, as JSON text: the content of the preset ``reference``."""
     return dump(Config())
 
 

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 BASE = {"types", "functional"}
 BELOW_AGENT = BASE | {"compilation", "nets", "native", "world", "behavior", "imagine", "optim"}
-BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "replay", "strict_json"}
+BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "presets", "replay", "strict_json"}
 BELOW_RUN = BELOW_CONFIG | {"config"}
 
 MAY_IMPORT = {
@@ -25,6 +25,7 @@ MAY_IMPORT = {
     "functional": {"types"},
     "strict_json": {"types"},
     "native": set(),
+    "presets": {"types"},
     "compilation": {"native"},
     "env": BASE,
     "replay": BASE,

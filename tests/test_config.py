@@ -13,9 +13,8 @@ from pydantic import ValidationError
 
 from reverie import config
 from reverie.config import FLAT, Config, build, dump, load, merge, read, reference
+from reverie.presets import FOLDER
 from reverie.types import ConfigError
-
-CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.fixture
@@ -55,9 +54,9 @@ def test_what_is_dumped_loads_to_the_same_config(file):
     assert build(json.loads(dump(original))) == original
 
 
-@pytest.mark.skipif(not (CONFIGS / "reference.json").exists(), reason="configs/reference.json is not generated yet")
-def test_the_reference_file_holds_every_default():
-    assert (CONFIGS / "reference.json").read_text() == reference(), "run: reverie config > configs/reference.json"
+def test_the_reference_holds_every_default():
+    file = FOLDER / "reference.json"
+    assert file.read_text() == reference(), f"run: reverie config --defaults > {file}"
 
 
 def test_every_option_has_a_default_and_a_description():
@@ -165,8 +164,29 @@ def test_text_that_is_not_sound_json_is_refused(file, text, part):
 
 def test_only_regular_files_are_read(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe", tmp_path / "missing.json", Path("/dev/zero")):
-        assert "no such file" in refusal(path)
+    assert "a folder; name a JSON file or a preset" in refusal(tmp_path)
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        assert "a device or pipe; name a JSON file" in refusal(path)
+    assert "no such file, nor a preset" in refusal(tmp_path / "missing.json")
+
+
+def test_a_preset_is_found_by_name_and_a_users_own_file_wins(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO", "reverie")
+    assert load("pendulum").env.name == "Pendulum-v1"
+    (tmp_path / "pendulum").mkdir()
+    assert load("pendulum").env.name == "Pendulum-v1" and not caplog.messages
+    assert load("configs/pendulum.json").env.name == "Pendulum-v1"
+    assert load("configs/ladder/a1_ppo.json") == load("ladder/a1_ppo")
+    assert all("the preset" in message for message in caplog.messages) and len(caplog.messages) == 2
+    (tmp_path / "configs").mkdir()
+    for name in ("flat", "configs/pendulum.json"):
+        (tmp_path / name).write_text('{"env": {"name": "Own-v0"}}')
+        assert load(name).env.name == "Own-v0"
+    for missing in ("pendulm", "pendulum.json", "configs/pendulm.json", "elsewhere/pendulum.json"):
+        assert "did you mean the preset pendulum?" in refusal(missing)
+    for missing in ("../pendulum", "", "\0", "x" * 5000, "configs/../default.json", str(tmp_path / "pendulum")):
+        refusal(missing)
 
 
 @pytest.mark.parametrize("argument", ["run.steps", "=5", "--steps", "5", ""])

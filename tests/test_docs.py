@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from reverie import cli, config
+from reverie.presets import FOLDER, PRESETS
 
 ROOT = Path(__file__).parents[1]
 READMES = ["README.md", "README.ko.md"]
-SWEEPS = {"experiment.json", "pinpad_sweep.json"}
-"""Files that stand for many configurations; the tests of the sweep expand them."""
-CONFIGS = sorted({path.name for path in (ROOT / "configs").glob("*.json")} - SWEEPS)
-LADDER = sorted(path.name for path in (ROOT / "configs" / "ladder").glob("*.json"))
+SWEEPS = {"experiment", "pinpad_sweep"}
+"""Presets that stand for many configurations; the tests of the sweep expand them."""
+LADDER = [name for name in PRESETS if name.startswith("ladder/")]
 
 LINK = re.compile(r"\]\(([^)#\s]+)|(?:src|href)=\"([^\"#]+)")
 COMMAND = re.compile(r"^\$? *(?:python (run_dreamer\.py)|(?:python -m )?reverie\b)(.*)$")
@@ -50,20 +50,20 @@ def test_commands_are_known_to_the_program(name: str) -> None:
         cli.parser().parse_args(arguments)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_shipped_configuration_loads(name: str) -> None:
-    config.load(ROOT / "configs" / name)
+@pytest.mark.parametrize("name", sorted(PRESETS.keys() - SWEEPS))
+def test_preset_loads(name: str) -> None:
+    config.load(name)
 
 
-@pytest.mark.parametrize("task", ["default.json", "pinpad.json", "minigrid.json"])
+@pytest.mark.parametrize("task", ["default", "pinpad", "minigrid"])
 @pytest.mark.parametrize("arm", LADDER)
 def test_arm_of_the_ladder_changes_any_task(arm: str, task: str) -> None:
-    tree = config.merge(config.read(ROOT / "configs" / task), config.read(ROOT / "configs" / "ladder" / arm))
-    changed, plain = config.build(tree), config.load(ROOT / "configs" / task)
+    changed, plain = config.build(config.merge(config.read(task), config.read(arm))), config.load(task)
     assert changed.hierarchy.enabled == ("a0" not in arm and "a1" not in arm)
     assert (changed.env, changed.run, changed.world) == (plain.env, plain.run, plain.world)
 
 
-def test_there_are_shipped_configurations() -> None:
-    assert "default.json" in CONFIGS
+def test_every_preset_is_described_and_every_description_has_its_preset() -> None:
+    files = {path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.json")}
+    assert files == PRESETS.keys()
     assert len(LADDER) > 1

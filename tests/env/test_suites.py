@@ -13,7 +13,7 @@ from gymnasium import spaces
 from reverie.env import ENVIRONMENTS, EnvOptions, make, make_vector, with_protocol
 from reverie.types import ConfigError, ObservationSpec, action_width
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[2] / "reverie" / "presets"
 
 SUITES = {
     "CartPole-v1": ("gymnasium", {"vector": ((4,), "float32")}, 2),

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from reverie.cli import main
-
-CONFIGS = Path(__file__).parents[2] / "configs"
 
 
 @pytest.mark.learning
@@ -18,7 +15,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
     ("name", "goal"), [("default", 475), ("pendulum", -250), ("acrobot", -100)], ids=["cartpole", "pendulum", "acrobot"]
 )
 def test_an_agent_reaches_its_goal(tmp_path, name, goal):
-    arguments = ["train", "--config", str(CONFIGS / f"{name}.json"), "--seed", "7", f"run.target_return={goal}"]
+    arguments = ["train", "--config", name, "--seed", "7", f"run.target_return={goal}"]
     places = [f"run.directory={tmp_path}", "run.name=run", f"run.checkpoint_dir={tmp_path / 'newest'}"]
     assert main([*arguments, *places, "run.video=false", "logger.tensorboard=false"]) == 0
     rows = map(json.loads, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())

@@ -14,6 +14,7 @@ import pytest
 
 from reverie import cli
 from reverie import config as configuration
+from reverie.presets import locate
 from reverie.run import leaderboard
 from reverie.run.folder import lock
 from reverie.run.grid import Grid, Trial, axes, expand
@@ -21,7 +22,6 @@ from reverie.run.sweep import Result, read, reopen, run
 from reverie.types import ConfigError
 from tests.test_cli import TINY, start
 
-ROOT = Path(__file__).parents[2]
 ORIGINAL = {"kl_scale": [0.5, 1.0, 2.0], "free_nats": [1.0, 3.0, 5.0], "clip_ratio": [0.1, 0.2, 0.3]}
 LAST = "kl_scale=2.0,free_nats=5.0,clip_ratio=0.3"
 
@@ -63,9 +63,8 @@ def test_a_file_of_nothing_but_three_lists_is_27_trials(tmp_path):
 
 
 def test_the_shipped_sweep_holds_these_lists_and_every_trial_can_be_written_and_read():
-    path = ROOT / "configs" / "experiment.json"
-    assert ORIGINAL.items() <= json.loads(path.read_text()).items()
-    grid = expand(configuration.read(path), path.stem)
+    assert ORIGINAL.items() <= json.loads(locate("experiment").read_text()).items()
+    grid = expand(configuration.read("experiment"), "experiment")
     assert len(grid.trials) == 27
     for trial in grid.trials:
         assert configuration.build(json.loads(configuration.dump(trial.config))) == trial.config
@@ -73,11 +72,11 @@ def test_the_shipped_sweep_holds_these_lists_and_every_trial_can_be_written_and_
 
 
 def test_the_sweep_of_scales_trains_managers_on_pin_pad():
-    grid = expand(configuration.read(ROOT / "configs" / "pinpad_sweep.json"), "pinpad_sweep")
+    grid = expand(configuration.read("pinpad_sweep"), "pinpad_sweep")
     assert grid.axes.keys() == {"behavior.return_floor", "behavior.entropy", "hierarchy.goal_weight", "run.seed"}
     assert len(grid.trials) == 24
     assert all(trial.config.hierarchy.enabled for trial in grid.trials)
-    assert grid.trials[0].config.env == configuration.load(ROOT / "configs" / "pinpad.json").env
+    assert grid.trials[0].config.env == configuration.load("pinpad").env
 
 
 def test_seeds_are_the_last_axis_and_lists_by_their_own_type_are_none():
@@ -94,7 +93,7 @@ def test_seeds_are_the_last_axis_and_lists_by_their_own_type_are_none():
 
 
 def test_trials_have_the_same_names_in_whatever_order_their_options_were_written():
-    grid = expand(configuration.read(ROOT / "configs" / "experiment.json"), "experiment")
+    grid = expand(configuration.read("experiment"), "experiment")
     assert grid.trials[0].name == "kl_scale=0.5,free_nats=1.0,clip_ratio=0.1"
     assert [trial.name for trial in expand(grid.tree, "").trials] == [trial.name for trial in grid.trials]
     backwards = dict(reversed(grid.axes.items()))
