@@ -1,53 +1,184 @@
-"""What the documents promise: links that lead somewhere, commands that parse, configurations that load."""
+"""What the documents promise: links that lead somewhere, commands that parse, options that exist, presets that load."""
 
 from __future__ import annotations
 
+import argparse
+import ast
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reverie import cli, config
 from reverie.presets import FOLDER, PRESETS
+from reverie.run.grid import axes
 
 ROOT = Path(__file__).parents[1]
+PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 READMES = ["README.md", "README.ko.md"]
+LONGEST_README = 160
+OWN_FILES = {"my_task.json", "configs/custom.json"}
+"""Configurations that a reader is told to write."""
 SWEEPS = {"experiment", "pinpad_sweep"}
 """Presets that stand for many configurations; the tests of the sweep expand them."""
 LADDER = [name for name in PRESETS if name.startswith("ladder/")]
 
-LINK = re.compile(r"\]\(([^)#\s]+)|(?:src|href)=\"([^\"#]+)")
-COMMAND = re.compile(r"^\$? *(?:python (run_dreamer\.py)|(?:python -m )?reverie\b)(.*)$")
+LINK = re.compile(r"\]\(([^)\s]+)\)|(?:src|href)=\"([^\"]+)\"")
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
+QUOTED = re.compile(r"`([^`\n]+)`")
+COMMAND = re.compile(r"^(?:python (run_dreamer\.py)|(?:\.venv/bin/|python -m )?reverie(?= ))(.*)$")
+BENCHMARK = re.compile(r"^python (benchmarks/\w+\.py)(.*)$")
+OPTION = re.compile(r"^((?:run|env|replay|world|behavior|hierarchy|agent|logger)\.[\w.]+)(=.*)?$")
 
 
-def relative_links(text: str) -> Iterator[str]:
-    found = (markdown or html for markdown, html in LINK.findall(text))
-    return (link for link in found if not re.match(r"[a-z]+:", link))
+def read(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def links(text: str) -> Iterator[tuple[str, str]]:
+    """Path and heading of every link inside the repository."""
+    for markdown, html in LINK.findall(FENCE.sub("", text)):
+        if not re.match(r"[a-z]+:", target := markdown or html):
+            path, _, heading = target.partition("#")
+            yield path, heading
+
+
+def headings(text: str) -> list[str]:
+    return re.findall(r"^(#+ .*)$", FENCE.sub("", text), flags=re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """What a heading is called in an address."""
+    return re.sub(r"[^\w\- ]", "", heading.lstrip("# ").lower()).replace(" ", "-")
+
+
+def lines(text: str) -> Iterator[str]:
+    """Everything that a reader may type: lines of shell blocks, without comments, and quoted commands."""
+    for language, block in FENCE.findall(text):
+        if language in ("bash", "sh", "console"):
+            for line in block.replace("\\\n", " ").splitlines():
+                yield re.sub(r"\s+# .*$", "", line.strip())
+    yield from QUOTED.findall(FENCE.sub("", text))
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """The arguments of every call of the program inside a code block; [brackets] mark a pattern, which is no call."""
-    for block in re.findall(r"^```(?:bash|sh|console)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
-        for line in block.replace("\\\n", " ").splitlines():
-            if (match := COMMAND.match(line.strip())) and "[" not in line:
-                yield shlex.split(("train" if match[1] else "") + match[2], comments=True)
+    """The arguments of every call of the program; one that ends in dots stands for many, and a bare name for none."""
+    for line in lines(text):
+        if (match := COMMAND.match(line)) and "..." not in line and "…" not in line:
+            yield shlex.split(("train" if match[1] else "") + match[2])
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_relative_links_lead_to_files(name: str) -> None:
-    links = list(relative_links((ROOT / name).read_text(encoding="utf-8")))
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+def benchmarks(text: str) -> Iterator[tuple[str, list[str]]]:
+    """The script and the arguments of every call of a benchmark."""
+    for line in lines(text):
+        if match := BENCHMARK.match(line):
+            yield match[1], shlex.split(match[2])
 
 
-@pytest.mark.parametrize("name", READMES)
-def test_commands_are_known_to_the_program(name: str) -> None:
-    calls = list(commands((ROOT / name).read_text(encoding="utf-8")))
-    assert calls
-    for arguments in calls:
-        cli.parser().parse_args(arguments)
+def options(text: str) -> Iterator[tuple[str, str | None]]:
+    """Every option that is quoted, with its value if it has one."""
+    words = (word for line in lines(text) for word in _words(line))
+    for match in filter(None, map(OPTION.match, words)):
+        yield match[1], match[2]
+
+
+def _words(line: str) -> list[str]:
+    try:
+        return shlex.split(line)
+    except ValueError:  # prose
+        return []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_lead_to_files_and_headings(page: str) -> None:
+    here = ROOT / page
+    for path, heading in links(read(page)):
+        target = (here.parent / path).resolve() if path else here
+        assert target.exists(), path
+        assert target.is_relative_to(ROOT), path
+        if heading:
+            found = map(anchor, headings(target.read_text(encoding="utf-8")))
+            assert heading in found, f"{path}#{heading}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_are_known_to_the_program(page: str) -> None:
+    for arguments in commands(read(page)):
+        call = cli.parse(arguments)
+        if "overrides" in call and not vars(call).get("checkpoint"):
+            check_configuration(call)
+
+
+def check_configuration(call: argparse.Namespace) -> None:
+    """Asserts that what a command would run with is valid; a file of the reader's own stands for no change."""
+    sources = ["multimodal"] if call.multimodal else call.config
+    tree: dict[str, Any] = {}
+    for source in sources:
+        name = source.removeprefix("configs/").removesuffix(".json")
+        assert name in PRESETS or source in OWN_FILES, source
+        tree = config.merge(tree, config.read(name) if name in PRESETS else {})
+    tree = config.change(tree, call.overrides)
+    if not axes(tree):
+        config.build(tree)
+
+
+def test_pages_of_use_show_commands() -> None:
+    silent = [
+        page for page in PAGES if not list(commands(read(page))) and page not in ("ARCHITECTURE.md", "docs/python.md")
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_options_exist_and_take_the_quoted_value(page: str) -> None:
+    known = {*config.keys(config.Config), *config.FLAT}
+    for key, value in options(read(page)):
+        assert key in known, key
+        if value and not value.startswith("=["):
+            config.change({}, [key + value])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_benchmarks_are_there(page: str) -> None:
+    for script, arguments in benchmarks(read(page)):
+        source = (ROOT / script).read_text(encoding="utf-8")
+        ast.parse(source)
+        for argument in arguments:
+            if not argument.isdecimal() and not argument.startswith("-"):
+                assert argument.split("_")[0] in source or f"ladder/{argument}" in PRESETS, argument
+            elif argument.startswith("--"):
+                assert f'"{argument}"' in source, f"{script} {argument}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_examples_in_python_are_valid(page: str) -> None:
+    for language, block in FENCE.findall(read(page)):
+        if language == "python":
+            ast.parse(block)
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_a_readme_is_one_page(page: str) -> None:
+    assert len(read(page).splitlines()) <= LONGEST_README
+
+
+def test_both_readmes_say_the_same() -> None:
+    english, korean = map(read, READMES)
+    numbers = [
+        re.findall(r"\d[\d,.]*\d|\d", re.sub(r"\]\([^)]*\)|^#.*$", "", text, flags=re.MULTILINE))
+        for text in (english, korean)
+    ]
+    assert sorted(numbers[0]) == sorted(numbers[1])
+    assert [title.count("#") for title in headings(english)] == [title.count("#") for title in headings(korean)]
+    assert list(commands(english)) == list(commands(korean))
+    assert list(options(english)) == list(options(korean))
+    others = {"README.md", "README.ko.md"}
+    assert [link for link in links(english) if link[0] not in others] == [
+        link for link in links(korean) if link[0] not in others
+    ]
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS.keys() - SWEEPS))

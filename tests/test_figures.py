@@ -1,0 +1,208 @@
+"""The figures in the documents are those that the benchmarks stored, rounded as they are shown."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
+from pathlib import Path
+from statistics import mean
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
+SMALL = ["cartpole", "cartpole_flat", "pendulum", "acrobot", "pixels", "lunarlander"]
+"""The tasks of the tables, from top to bottom."""
+
+
+def stored(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def tables(page: str) -> dict[str, list[list[list[str]]]]:
+    """The rows of cells of every table without its first two lines, by the heading that they stand under."""
+    found: dict[str, list[list[list[str]]]] = {}
+    heading, inside = "", False
+    for line in (ROOT / page).read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            heading = line.lstrip("# ")
+        if line.startswith("|"):
+            if not inside:
+                found.setdefault(heading, []).append([])
+            found[heading][-1].append([cell.strip() for cell in line.strip("|").split("|")])
+        inside = line.startswith("|")
+    return {heading: [rows[2:] for rows in tables] for heading, tables in found.items()}
+
+
+def numbers(text: str) -> list[str]:
+    return [number.replace(",", "") for number in NUMBER.findall(text)]
+
+
+def agree(shown: str | Iterable[str], exact: Iterable[float]) -> None:
+    """Asserts that the shown numbers are the exact ones, rounded to as many digits as are shown."""
+    shown, exact = numbers(shown) if isinstance(shown, str) else list(shown), list(exact)
+    assert len(shown) == len(exact), (shown, exact)
+    for text, value in zip(shown, exact, strict=True):
+        digits = Decimal(text)
+        places = Decimal(1).scaleb(digits.as_tuple().exponent)  # type: ignore[arg-type]
+        ways = {Decimal(str(value)).quantize(places, way) for way in (ROUND_HALF_EVEN, ROUND_HALF_UP)}
+        assert digits in ways, (text, value)
+
+
+@pytest.fixture
+def learning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module("learning")
+
+
+@pytest.mark.parametrize(("page", "heading"), [("README.md", "Results"), ("README.ko.md", "결과")])
+def test_readme_has_the_steps_and_seconds_of_each_seed(page: str, heading: str) -> None:
+    (rows,) = tables(page)[heading]
+    for name, (_, target, random, steps, seconds) in zip(SMALL, rows, strict=True):
+        result = stored(f"learning_{name}.json")
+        agree(target, [result["goal"]])
+        agree(random, [result["random"]])
+        agree(steps, [verdict["steps"] for verdict in result["verdicts"]])
+        agree(seconds, [verdict["seconds"] for verdict in result["verdicts"]])
+
+
+def test_small_tasks_are_as_they_were_measured(learning: ModuleType) -> None:
+    (rows,) = tables("docs/results.md")["Small tasks"]
+    rows = iter(rows)
+    for name in SMALL:
+        result = stored(f"learning_{name}.json")
+        for seed, verdict in enumerate(result["verdicts"]):
+            _, target, random, shown, reached, held = next(rows)
+            if seed == 0:
+                episodes = learning.load(result["config"]).run.evaluate_episodes
+                agree(target, [episodes, result["goal"]])
+                agree(random, [result["random"]])
+            agree(shown, [seed])
+            agree(reached, [verdict["steps"], verdict["seconds"]])
+            agree(held, [verdict["held_mean"], verdict["held_min"]])
+    assert next(rows, None) is None
+
+
+def test_other_libraries_are_as_they_were_measured() -> None:
+    results = stored("baselines.json")
+    (rows,) = tables("docs/results.md")["CartPole beside other libraries"]
+    for name, (_, steps, seconds) in zip(("reverie", "tuned", "default"), rows, strict=False):
+        agree(steps, [verdict["steps"] for verdict in results[name]["verdicts"]])
+        agree(seconds, [verdict["seconds"] for verdict in results[name]["verdicts"]])
+    assert results["sheeprl"]["verdicts"][0]["steps"] is None
+    text = (ROOT / "docs/results.md").read_text()
+    for name, words in (("reverie", "Reverie needs fewer steps: "), ("tuned", "tuned PPO needs ")):
+        shown = text.split(words)[1].split(" ")[0]
+        agree(shown, [mean(verdict["steps"] for verdict in results[name]["verdicts"])])
+    agree(
+        text.split("whole process takes ")[1].split(" s.")[0].replace("and", ","), results["reverie"]["process seconds"]
+    )
+
+
+def test_published_algorithm_is_as_it_was_measured() -> None:
+    result = stored("learning_dmc.json")
+    published = json.loads((ROOT / "benchmarks" / "published.json").read_text())["dmc"]
+    (rows,) = tables("docs/results.md")["The published algorithm at a published task"]
+    last = [points["return"][-1] for points in result["curves"]]
+    *seeds, curve = rows[0][1:]
+    agree(seeds, last)
+    agree(curve, [published[name][-1] for name in ("mean", "lowest", "highest")])
+    for page in ("README.md", "README.ko.md"):
+        text = (ROOT / page).read_text()
+        shown = re.search(r"`cartpole_balance`\D*(\d+)\D+(\d+)\D+(\d+)", text)
+        assert shown
+        agree(shown.groups(), [*last, published["mean"][-1]])
+
+
+@pytest.mark.parametrize(("heading", "task"), [("Pin Pad with three pads", "vecpad3"), ("DoorKey", "doorkey")])
+def test_arms_are_as_they_were_measured(learning: ModuleType, heading: str, task: str) -> None:
+    (rows,) = tables("docs/results.md")[heading]
+    summary = (RESULTS / "ladder.md").read_text().splitlines()
+    arms = ["a0_reinforce", "a1_ppo", "a3_director", "a3_hybrid", "a8_frozen"]
+    for arm, (_, returns, goals, shuffled) in zip(arms, rows, strict=True):
+        outcomes = [
+            learning.Outcome(**run) for run in stored("ladder.json")["runs"] if (run["task"], run["arm"]) == (task, arm)
+        ]
+        agree(returns, [outcome.final for outcome in outcomes])
+        if goals:  # the statistics have them as means over seeds, with dashes for what was not counted
+            line = next(line for line in summary if line.startswith(f"| {task} | {arm} |"))
+            agree(goals, map(float, numbers(" ".join(line.split("|")[5:8]))))
+            agree(shuffled, [outcome.shuffled_return for outcome in outcomes])
+
+
+def test_sweep_is_as_it_was_measured() -> None:
+    trials = list(csv.DictReader((RESULTS / "sweep_pinpad.csv").open()))
+    (rows,) = tables("docs/results.md")["How goals and returns are weighed"]
+    for entropy, floor, *cells in rows:
+        for weight, cell in zip((1.0, 3.0), cells, strict=True):
+            wanted = float(entropy), float(floor), weight
+            keys = "behavior.entropy", "behavior.return_floor", "hierarchy.goal_weight"
+            last = [
+                float(trial["last_return"]) for trial in trials if tuple(float(trial[key]) for key in keys) == wanted
+            ]
+            assert len(last) == 3
+            agree(numbers(cell)[:1], [mean(last)])
+
+
+def contestants(machine: str) -> Iterator[dict[str, dict[str, Any]]]:
+    (name,) = (name for name in stored("speed.json") if name.startswith(machine))
+    for workload in ("size1m", "mid", "image"):
+        yield stored("speed.json")[name][workload]["contestants"]
+
+
+def milliseconds(cell: str) -> tuple[str, float]:
+    """The number of a cell, and how many milliseconds it counts."""
+    number, unit = cell.replace(",", "").split(" ")
+    return number, {"ms": 1.0, "s": 1000.0}[unit]
+
+
+def test_updates_take_as_long_as_was_measured() -> None:
+    names = ["reverie", "reverie-bf16", "reverie-checkpointed", "reverie-tensors", "reverie-compiled"]
+    rows = tables("docs/speed.md")["One update"][0]
+    for name, (_, *cells) in zip([*names, "sheeprl", "sheeprl-bf16", "torchrl"], rows, strict=True):
+        for time, memory, measured in zip(cells[::2], cells[1::2], contestants("AMD EPYC with AVX512"), strict=True):
+            assert bool(time) == (name in measured), (name, time)
+            if time:
+                number, unit = milliseconds(time)
+                agree([number], [measured[name]["milliseconds"] / unit])
+                size, scale = memory.split(" ")
+                agree([size], [measured[name]["megabytes"] / {"MB": 1, "GB": 1000}[scale]])
+
+
+def test_earlier_updates_took_as_long_as_was_measured() -> None:
+    rows = tables("docs/speed.md")["One update"][1]
+    machines = {"EPYC with AVX2": "AMD EPYC with AVX2", "2.5 GHz Xeon": "Intel(R) Xeon(R) Processor @ 2.50GHz"}
+    for who, *cells in rows:
+        name, machine = who.split(", ")
+        for cell, measured in zip(cells, contestants(machines[machine]), strict=True):
+            if cell:
+                number, unit = milliseconds(cell)
+                agree([number], [measured[name.lower()]["milliseconds"] / unit])
+
+
+def test_shares_of_the_limit_follow_from_what_was_measured() -> None:
+    (machine,) = (name for name in stored("speed.json") if name.startswith("AMD EPYC with AVX512"))
+    workloads = stored("speed.json")[machine]
+    (rows,) = tables("docs/speed.md")["How far the limit is"]
+    for (_, *cells), who, rate in zip(
+        rows, ("reverie", "reverie-bf16"), ("gigaflops", "gigaflops in bf16"), strict=True
+    ):
+        best = max(workload["limit"][rate] for workload in workloads.values())
+        for cell, name in zip(cells, ("size1m", "mid", "image"), strict=True):
+            needed = 1000 * workloads[name]["limit"]["gigaflop"] / best
+            agree(cell, [100 * needed / workloads[name]["contestants"][who]["milliseconds"]])
+
+
+def test_environments_leave_as_much_as_was_measured() -> None:
+    measured = stored("scaling.json")["environments"]["measured"]
+    rows = tables("docs/speed.md")["Environments beside learning"][0]
+    for (_, *cells), place in zip(rows, ("inline", "processes", "async"), strict=True):
+        shares = [row for row in measured if (row["name"], row["place"]) == ("sleep", place)]
+        agree(" ".join(cells), [100 * row["kept"] for row in shares])
