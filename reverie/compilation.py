@@ -109,7 +109,7 @@ def repays(choice: str, device: torch.device, updates: float = 0) -> bool:
     Beside the native kernels it does not: at the sizes that are trained on a CPU they are as fast.
     """
     if choice == "auto":
-        return updates >= REPAID and not native.serves(torch.empty(1, device=device))
+        return updates >= REPAID and not native.supports(torch.empty(1, device=device))
     return choice in ("on", *MODES)
 
 

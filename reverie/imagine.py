@@ -16,7 +16,7 @@ from reverie.compilation import compiled
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.types import Dream, Goal, Latent, join, stack
-from reverie.world import scan
+from reverie.world import rssm_kernels
 from reverie.world.model import MultimodalWorldModel
 
 
@@ -108,7 +108,11 @@ def roll(
     """
     policy, distribution = worker.actor, worker.distribution
     tensors, states = (*start.fields, choice, chance, world.rssm.gates.bias), chance.shape[:2].numel()
-    if isinstance(policy, MLP) and distribution.standard and scan.dreams(world.sizes, states, policy.dense, *tensors):
+    if (
+        isinstance(policy, MLP)
+        and distribution.standard
+        and rssm_kernels.supports_dream(world.sizes, states, policy.dense, *tensors)
+    ):
         return world.rssm.dream(policy, distribution, start, target, choice, chance)
     step = world.rssm.dreamer()
     latents, policies, actions = [start], [], []

@@ -190,7 +190,7 @@ class Optimizer:
 
     @torch.no_grad()
     def _descend(self, when: Tensor | None) -> Metrics:
-        norm, skipped, rate = (self._native_step if native.serves(self.weight) else self._step)(when)
+        norm, skipped, rate = (self._native_step if native.supports(self.weight) else self._step)(when)
         if self.half:
             self.amplification *= torch.where(skipped > 0, 0.5, GROWTH)
             self.amplification.clamp_(max=MOST_AMPLIFIED)

@@ -239,18 +239,18 @@ def test_all_products_of_the_kernels_are_in_the_chosen_precision(precision, monk
         pytest.skip("no C compiler")
     agent, used, call = make_agent(IMAGE | VECTORS, precision=precision, hierarchy=PLANNED), {}, native.call
 
-    def note(kernel, *arguments, half=None):
-        used.setdefault(kernel, set()).add(native.halves() if half is None else half)
-        call(kernel, *arguments, half=half)
+    def note(kernel, *arguments, bf16=None):
+        used.setdefault(kernel, set()).add(native.uses_bf16() if bf16 is None else bf16)
+        call(kernel, *arguments, bf16=bf16)
 
     monkeypatch.setattr(native, "call", note)
     agent.learn(make_batch(agent.world))
     stacks, loops = {"mlp_forward", "mlp_backward", "two_hot_mean"}, {"observe_forward", "observe_backward", "dream"}
     products = stacks | loops | {"matrix_gradient"}
     with agent.precision():
-        halved = native.halves()
+        bf16 = native.uses_bf16()
     assert products <= used.keys()
-    assert {kernel: used[kernel] for kernel in products} == {kernel: {halved} for kernel in products}
+    assert {kernel: used[kernel] for kernel in products} == {kernel: {bf16} for kernel in products}
 
 
 def flat(network: nn.Module) -> Tensor:

@@ -28,7 +28,7 @@ def gigaflops(dtype: torch.dtype) -> float:
     network, halves = MLP(WIDTH, 1, 0, WIDTH).dense, (left.to(dtype), right.to(dtype))
     native.use(True)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        products = [lambda: halves[0] @ halves[1], *[lambda: stack(left, network)] * native.serves(left)]
+        products = [lambda: halves[0] @ halves[1], *[lambda: stack(left, network)] * native.supports(left)]
         best = min(clock.times_of(product, 0.0)[0] for product in products for _ in range(30))
     return 2 * WIDTH**3 / best / 1e6
 

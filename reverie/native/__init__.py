@@ -1,10 +1,10 @@
 """Native kernels for CPUs: built on first use with the machine's C compiler, cached, and never required.
 
 The C files hold what dominates an update on a CPU while the matrices are small, or torch's products slow
-(`unrivalled`): the loops over time, stacks of layers, two-hot heads, and the optimizer's step. Where products are to be
-in bf16 and the processor has such products, the same files are built once more with them. `serves` is false where no
-compiler is found, after `use(False)`, and for tensors that the kernels do not know; every caller then computes the same
-in plain tensors, which is also the oracle of the tests.
+(`faster_than_torch`): the loops over time, stacks of layers, two-hot heads, and the optimizer's step. Where products
+are to be in bf16 and the processor has such products, the same files are built once more with them. `supports` is
+false where no compiler is found, after `use(False)`, and for tensors that the kernels do not know; every caller then
+computes the same in plain tensors, which is also the oracle of the tests.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 FOLDER, CPUINFO = Path(__file__).parent, Path("/proc/cpuinfo")
-UNITS = ["layers.c", "scan.c", "two_hot.c", "optimizer.c"]
+UNITS = ["layers.c", "rssm.c", "two_hot.c", "optimizer.c"]
 HEADERS = ["products.h", "shared.h"]
 COMPILERS = ["cc", "gcc", "clang"]
 """Looked for in turn, unless the environment names one as CC."""
@@ -41,7 +41,7 @@ EXTRAS = [["-fopenmp", *WIDE], ["-fopenmp"], WIDE, []]
 BLOCK = 24
 """Rows that one thread carries through a kernel together."""
 LARGEST_MATRIX = 2**17
-"""Numbers in a matrix above which torch's products are faster than ours, unless ours are `unrivalled`."""
+"""Numbers in a matrix above which torch's products are faster than ours, unless ours are `faster_than_torch`."""
 
 _enabled = True
 
@@ -58,7 +58,7 @@ def version() -> str:
     return Path(library._name).stem if library else ""
 
 
-def serves(*tensors: Tensor) -> bool:
+def supports(*tensors: Tensor) -> bool:
     """Whether the kernels can compute with these tensors: single precision on a CPU, and at least one row of each."""
     return (
         all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() for tensor in tensors)
@@ -68,27 +68,27 @@ def serves(*tensors: Tensor) -> bool:
     )
 
 
-def unrivalled() -> bool:
+def faster_than_torch() -> bool:
     """Whether torch's products in single precision leave half of the processor idle: MKL uses AVX-512 on Intel only."""
     return torch.backends.mkl.is_available() and "avx512f" in _features() and "GenuineIntel" not in _features()
 
 
-def halves() -> bool:
+def uses_bf16() -> bool:
     """Whether products are in bf16 now: where autocast says so, and the processor has them."""
     return (
         torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
         and "avx512_bf16" in _features()
-        and _load(half=True) is not None
+        and _load(bf16=True) is not None
     )
 
 
-def call(kernel: str, *arguments: Any, half: bool | None = None) -> None:
+def call(kernel: str, *arguments: Any, bf16: bool | None = None) -> None:
     """Calls a kernel: tensors go as pointers, structures and numbers as ctypes sees them (a plain int is a C int).
 
-    ``half`` is for the way back, which has to multiply as the way forward did when `halves` held or did not.
+    ``bf16`` is for the way back, which has to multiply as the way forward did when `uses_bf16` held or did not.
     """
-    library = _load(half=halves() if half is None else half)
+    library = _load(bf16=uses_bf16() if bf16 is None else bf16)
     getattr(library, kernel)(*(address(item) if isinstance(item, Tensor) else item for item in arguments))
 
 
@@ -116,8 +116,8 @@ def _features() -> frozenset[str]:
 
 
 @cache
-def _load(half: bool = False) -> ctypes.CDLL | None:
-    """The compiled kernels, or None. ``half`` are those whose products are in bf16."""
+def _load(bf16: bool = False) -> ctypes.CDLL | None:
+    """The compiled kernels, or None. ``bf16`` are those whose products are in bf16."""
     compiler = _compiler()
     if compiler is None:
         log.info("no C compiler found: the native kernels are off, updates on a CPU take longer")
@@ -125,18 +125,18 @@ def _load(half: bool = False) -> ctypes.CDLL | None:
     reason: Exception | str = ""
     for extras in EXTRAS:
         try:
-            library = _open(compiler, [*FLAGS, *["-DHALF"] * half, *extras])
+            library = _open(compiler, [*FLAGS, *["-DBF16"] * bf16, *extras])
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.decode(errors="replace").strip().splitlines() or [str(error)])[-1]
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = error
         else:
             log.debug("native kernels: %s with %s", library._name, " ".join(extras))
-            if "-fopenmp" not in extras and not half:
+            if "-fopenmp" not in extras and not bf16:
                 log.info("%s makes native kernels of one thread; gcc makes faster ones", compiler[0])
             return library
-    lost = "products stay in single precision" if half else "updates on a CPU take longer"
-    log.warning("the native kernels%s could not be built (%s): %s", " in bf16" * half, reason, lost)
+    lost = "products stay in single precision" if bf16 else "updates on a CPU take longer"
+    log.warning("the native kernels%s could not be built (%s): %s", " in bf16" * bf16, reason, lost)
     return None
 
 

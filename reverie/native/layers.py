@@ -17,7 +17,7 @@ from reverie import native
 from reverie.native import BLOCK, LARGEST_MATRIX
 
 MANY = 512
-"""Rows that repay packing even a large matrix, where kernels are `native.unrivalled`."""
+"""Rows that repay packing even a large matrix, where kernels are `native.faster_than_torch`."""
 WORTH_A_THREAD = 128
 """Rows for which another thread is worth it."""
 MOST_SUMMED = 2**26
@@ -48,28 +48,28 @@ class _NormSiLU(torch.autograd.Function):
 
 
 def norm_silu(x: Float[Tensor, "*batch W"], scale: Float[Tensor, "W"]) -> Float[Tensor, "*batch W"]:
-    """``silu(rms_norm(x) * scale)`` in one pass over memory; call it where `native.serves` says so."""
+    """``silu(rms_norm(x) * scale)`` in one pass over memory; call it where `native.supports` says so."""
     if torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad):
         return _NormSiLU.apply(x, scale)  # type: ignore[no-any-return]
     return _NormSiLU.forward(None, x, scale)
 
 
 def matrix_gradient(
-    left: Float[Tensor, "n O"], right: Float[Tensor, "n I"], blocks: int = 1, half: bool | None = None
+    left: Float[Tensor, "n O"], right: Float[Tensor, "n I"], blocks: int = 1, bf16: bool | None = None
 ) -> tuple[Float[Tensor, "G o i"], Float[Tensor, "O"]]:
     """``left.t() @ right``, for each of ``blocks`` of the columns of both, and the sums of left's columns.
 
     If ``left`` is the gradient of y in ``y = x W^T + b`` and ``right`` is x, these are the gradients of W and b.
-    ``half`` is as in `native.call`. Call it where `native.serves`.
+    ``bf16`` is as in `native.call`. Call it where `native.supports`.
     """
     shape = blocks, left.shape[1] // blocks, right.shape[1] // blocks
-    if shape[1] * shape[2] > LARGEST_MATRIX and not (half or native.unrivalled()):
+    if shape[1] * shape[2] > LARGEST_MATRIX and not (bf16 or native.faster_than_torch()):
         outputs, inputs = (tensor.unflatten(-1, (blocks, -1)).transpose(0, 1) for tensor in (left, right))
         return torch.bmm(outputs.transpose(1, 2), inputs), left.sum(0)
     left, right, rows = left.contiguous(), right.contiguous(), len(left)
     matrix, sums = left.new_empty(shape), left.new_empty(left.shape[1])
     task = left, right, matrix, sums, ctypes.c_int64(rows), *shape, _parts(rows, matrix.numel())
-    native.call("matrix_gradient", *task, half=half)
+    native.call("matrix_gradient", *task, bf16=bf16)
     return matrix, sums
 
 
@@ -92,7 +92,7 @@ class _Stack(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scales: int, x: Tensor, *parameters: Tensor) -> Tensor:
-        layers, keep, half = _layers(scales, parameters), ctx is not None, native.halves()
+        layers, keep, bf16 = _layers(scales, parameters), ctx is not None, native.uses_bf16()
         x = x.contiguous()
         rows = x.numel() // x.shape[-1]
         outputs = [len(bias) for _, bias, _ in layers]
@@ -100,9 +100,9 @@ class _Stack(torch.autograd.Function):
         before = [x.new_empty(rows if i >= first else 0, width) for i, width in enumerate(outputs)]
         after = [x.new_empty(rows if i >= first else 0, width) for i, width in enumerate(outputs[:scales])]
         task = structure(layers, before, after), len(layers), x, ctypes.c_int64(rows), BLOCK, int(keep)
-        native.call("mlp_forward", *task, half=half)
+        native.call("mlp_forward", *task, bf16=bf16)
         if keep:
-            ctx.scales, ctx.depth, ctx.half = scales, len(layers), half
+            ctx.scales, ctx.depth, ctx.bf16 = scales, len(layers), bf16
             ctx.save_for_backward(x, *before, *after, *parameters)
         return (before if len(before) > len(after) else after)[-1].view(*x.shape[:-1], outputs[-1])
 
@@ -121,7 +121,7 @@ class _Stack(torch.autograd.Function):
         places = (_places(tensors) for tensors in (pairs[0::2], pairs[1::2], d_scales))
         parts = _parts(rows, sum(weight.numel() for weight, _, _ in layers))
         task = structure(layers, before, after), depth, x, dy, dx, *places, ctypes.c_int64(rows), parts
-        native.call("mlp_backward", *task, half=ctx.half)
+        native.call("mlp_backward", *task, bf16=ctx.bf16)
         return None, dx, *pairs, *d_scales
 
 
@@ -147,16 +147,16 @@ def structure(layers: Sequence[Dense], before: Sequence[Tensor] = (), after: Seq
     return struct.pack(LAYER * len(layers), *numbers)
 
 
-def stack_serves(x: Tensor, layers: Sequence[Dense]) -> bool:
+def supports_stack(x: Tensor, layers: Sequence[Dense]) -> bool:
     """Whether `stack` can take these layers, and is the faster way.
 
     In bf16 the number of rows does not matter: torch rounds in other places, and what acts in a dream must be what
     learns from it.
     """
     weights = [weight for weight, _, _ in layers]
-    if not (native.serves(x, *weights) and x.shape[-1] == weights[0].shape[1] and fits(layers)):
+    if not (native.supports(x, *weights) and x.shape[-1] == weights[0].shape[1] and fits(layers)):
         return False
-    if native.halves() or (native.unrivalled() and x.numel() >= MANY * x.shape[-1]):
+    if native.uses_bf16() or (native.faster_than_torch() and x.numel() >= MANY * x.shape[-1]):
         return True
     return max(weight.numel() for weight in weights) <= LARGEST_MATRIX
 
@@ -167,7 +167,7 @@ def fits(layers: Sequence[Dense]) -> bool:
 
 
 def stack(x: Float[Tensor, "*batch I"], layers: Sequence[Dense]) -> Float[Tensor, "*batch O"]:
-    """All layers in one pass; call it where `stack_serves`. Only the last layer may lack a scale."""
+    """All layers in one pass; call it where `supports_stack`. Only the last layer may lack a scale."""
     pairs = [tensor for weight, bias, _ in layers for tensor in (weight, bias)]
     scales = [scale for _, _, scale in layers if scale is not None]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *pairs, *scales)):

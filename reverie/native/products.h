@@ -1,7 +1,7 @@
 // Products with packed matrices. They are packed for "rows x matrix": panels of LANES columns, each [depth][LANES],
 // zero-padded. All other arrays are row-major.
 //
-// With HALF, numbers are rounded to bf16 on their way into a product, and two that follow each other lie in one place:
+// With BF16, numbers are rounded to bf16 on their way into a product, and two that follow each other lie in one place:
 // the processor multiplies both and adds them to a sum in single precision. Panels are then half as deep.
 
 #include <math.h>
@@ -32,7 +32,7 @@
 typedef float Lanes __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef float Group __attribute__((vector_size(4 * LANES)));
 
-#ifdef HALF
+#ifdef BF16
 #ifndef __AVX512BF16__
 #error "this compiler or processor has no products in bf16"
 #endif
@@ -64,7 +64,7 @@ static inline size_t packed_size(int inputs, int columns) {
     return (size_t)((columns + LANES - 1) / LANES) * LANES * DEPTH(inputs);
 }
 
-#ifdef HALF
+#ifdef BF16
 
 // The lanes that `count` numbers fill, and such numbers with zeros after them.
 static inline __mmask16 filled(int count) { return count >= LANES ? 0xffff : (1u << (count > 0 ? count : 0)) - 1; }
@@ -114,7 +114,7 @@ static inline void pack_into(float *packed, const float *m, size_t row, size_t c
         for (int j = 0; j < columns; j++) {
             float *out = packed + j / LANES * panel + j % LANES;
             const float *line = m + j * column;
-#ifdef HALF
+#ifdef BF16
             float pairs[depth];
             pair_up(line, pairs, inputs);
             line = pairs;
@@ -124,7 +124,7 @@ static inline void pack_into(float *packed, const float *m, size_t row, size_t c
         return;
     }
     for (int k = 0; k < depth; k++, packed += LANES) {
-#ifdef HALF
+#ifdef BF16
         const float *line = m + 2 * k * row, *next = 2 * k + 1 < inputs ? line + row : NULL;
         for (int j = 0; j < columns; j += LANES) {
             int here = columns - j < LANES ? columns - j : LANES;
@@ -239,7 +239,7 @@ static inline __attribute__((always_inline)) void multiply(const float *a, size_
                                                            const float *packed, float *c, size_t ldc, int rows,
                                                            int inputs, int columns, Start start) {
     int depth = DEPTH(inputs);
-#ifdef HALF
+#ifdef BF16
     int most = MOST_ROUNDED;
     if (depth > ROUNDED_NUMBERS / MOST_ROUNDED)
         most = ROUNDED_NUMBERS / depth < TALL ? TALL : ROUNDED_NUMBERS / depth / TALL * TALL;

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from reverie import native
-from reverie.native.layers import Dense, norm_silu, stack, stack_serves
+from reverie.native.layers import Dense, norm_silu, stack, supports_stack
 
 TRUNCATION = 1.1368
 """A standard normal cut at two standard deviations has variance 1 / TRUNCATION**2."""
@@ -85,7 +85,7 @@ class NormSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
-        if x.shape[-1:] == self.scale.shape and native.serves(x, self.scale):
+        if x.shape[-1:] == self.scale.shape and native.supports(x, self.scale):
             return norm_silu(x, self.scale)
         return F.silu(F.rms_norm(x, self.scale.shape, self.scale, eps=1e-4))
 
@@ -93,7 +93,7 @@ class NormSiLU(nn.Module):
 class MLP(nn.Sequential):
     """``layers`` hidden layers of ``units``, then one or several linear outputs where ``outputs`` is given.
 
-    Where the native kernels serve they compute all layers at once, from the parameters: hooks of layers are not called.
+    Where the native kernels can, one call computes all layers from the parameters: hooks of layers are not called.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class MLP(nn.Sequential):
 
     def forward(self, input: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch O"]:
         layers = self.dense
-        return stack(input, layers) if stack_serves(input, layers) else super().forward(input).float()
+        return stack(input, layers) if supports_stack(input, layers) else super().forward(input).float()
 
     @property
     def dense(self) -> list[Dense]:

@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from reverie import functional, native
 from reverie.native import BLOCK
-from reverie.native.layers import Dense, stack_serves, structure
+from reverie.native.layers import Dense, structure, supports_stack
 from reverie.nets.layers import MLP
 
 
@@ -23,14 +23,14 @@ def predict(head: MLP, x: Float[Tensor, "*batch I"], bins: Float[Tensor, "K"]) -
     _, bias, scale = layers[-1]
     groups, rest = divmod(len(bias), len(bins))
     whole = scale is None and not rest and not torch.is_grad_enabled()
-    if whole and stack_serves(x, layers) and native.serves(bins):
+    if whole and supports_stack(x, layers) and native.supports(bins):
         return _expected(layers, x, bins, groups)
     return mean(head(x).unflatten(-1, (-1, len(bins))), bins)
 
 
 def mean(logits: Float[Tensor, "*batch K"], bins: Float[Tensor, "K"]) -> Float[Tensor, "*batch"]:
     """The expected bin."""
-    if not native.serves(logits, bins) or (torch.is_grad_enabled() and logits.requires_grad):
+    if not native.supports(logits, bins) or (torch.is_grad_enabled() and logits.requires_grad):
         return functional.two_hot_mean(logits, bins)
     return _expected([], logits, bins, 1).squeeze(-1)
 
@@ -51,7 +51,7 @@ def loss(
     bins: Float[Tensor, "K"],
 ) -> Float[Tensor, "*batch"]:
     """Cross-entropies against several targets, which need no gradient, summed by weight."""
-    if native.serves(logits, bins, *targets):
+    if native.supports(logits, bins, *targets):
         return _Loss.apply(logits, torch.stack(tuple(targets)), weights, bins)  # type: ignore[no-any-return]
     return functional.two_hot_loss(logits, targets, weights, bins)
 

@@ -304,4 +304,4 @@ class DreamerV3Trainer:
 
     def _kernels(self) -> str:
         """Which native kernels take part."""
-        return native.version() if native.serves(*self.agent.world.parameters()) else ""
+        return native.version() if native.supports(*self.agent.world.parameters()) else ""

@@ -2,7 +2,7 @@
 
 Products that need no recurrence (those of tokens, actions and the prior) are taken out of the loop over time and done
 for all steps at once; inside it remain the recurrent ones. Acting, observing and imagining all run the same core; on a
-CPU, `scan` runs the loops with native kernels.
+CPU, `rssm_kernels` runs the loops with native kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reverie.functional import mixed_probs, straight_through
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP, BlockLinear, Linear, NormSiLU, block_product
 from reverie.types import Latent, stack
-from reverie.world import scan
+from reverie.world import rssm_kernels
 from reverie.world.sizes import Sizes
 
 
@@ -109,10 +109,12 @@ class RSSM(nn.Module):
         drives = self.drive(previous_action * keep, weights)
         from_deter, from_token = self.posterior_input.weight.split([self.sizes.deter, tokens.shape[-1]], 1)
         offsets = F.linear(tokens, from_token, self.posterior_input.bias).float()
-        if scan.serves(self.sizes, first.numel(), drives, offsets, deter, stoch, uniform, from_deter):
-            posterior = scan.Posterior(from_deter, *self.posterior_output.parameters())
+        if rssm_kernels.supports(self.sizes, first.numel(), drives, offsets, deter, stoch, uniform, from_deter):
+            posterior = rssm_kernels.Posterior(from_deter, *self.posterior_output.parameters())
             shape, start = (self.sizes, self.unimix), (deter, stoch)
-            return scan.observe(shape, self._core(weights), posterior, drives, offsets, keep[..., 0], start, uniform)
+            return rssm_kernels.observe(
+                shape, self._core(weights), posterior, drives, offsets, keep[..., 0], start, uniform
+            )
         latents: list[Latent] = []
         for t in range(tokens.shape[1]):
             kept, drive, offset, chance = (whole[:, t] for whole in (keep, drives, offsets, uniform))
@@ -181,17 +183,17 @@ class RSSM(nn.Module):
         The policy sees ``target`` beside the features of every state.
         """
         weights = self.weights()
-        return scan.dream(
+        return rssm_kernels.dream(
             (self.sizes, self.unimix),
             self._core(weights),
-            scan.Prior(*self.prior.parameters()),
-            scan.Drive(self.from_action.dense[0], weights.action, self.mix.bias),
+            rssm_kernels.Prior(*self.prior.parameters()),
+            rssm_kernels.Drive(self.from_action.dense[0], weights.action, self.mix.bias),
             (actor.dense, distribution),
             *(start, target, choice, chance),
         )
 
-    def _core(self, weights: CoreWeights) -> scan.Core:
+    def _core(self, weights: CoreWeights) -> rssm_kernels.Core:
         """The parameters of `core` as the native kernels take them."""
         parameters = [*self.from_deter.parameters(), *self.from_stoch.parameters()]
         parameters += [weights.recurrent, weights.deter, weights.stoch, self.mix_norm.scale]
-        return scan.Core(*parameters, *self.gates.parameters())
+        return rssm_kernels.Core(*parameters, *self.gates.parameters())

@@ -19,7 +19,7 @@ from reverie.functional import one_hot
 from reverie.imagine import imagine
 from reverie.optim import Optimizer, PolicyOptimizerOptions
 from reverie.types import ActionPart, Latent
-from reverie.world import scan
+from reverie.world import rssm_kernels
 from reverie.world.model import MultimodalWorldModel
 
 GAME = PinPad(BOARDS["vec-3"].split(), length=500, vector=True, image=0)
@@ -145,7 +145,7 @@ def practise(behavior: Flat) -> int:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("enabled", [False, True], ids=["flat", "hierarchy"])
 def test_pads_are_found_in_order(monkeypatch, enabled):
-    monkeypatch.setattr(scan, "serves", lambda *arguments: False)  # the world is no recurrent network
+    monkeypatch.setattr(rssm_kernels, "supports", lambda *arguments: False)  # the world is no recurrent network
     torch.manual_seed(0)
     options = BehaviorOptions(horizon=100, slow_rate=0.1, epochs=1, entropy=0.01, return_floor=0.05)
     hierarchy = HierarchyOptions(enabled=enabled, goal_nats=8, goal_mix=0.25, goal_warmup=100)

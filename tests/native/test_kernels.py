@@ -17,7 +17,7 @@ from reverie import native
 from reverie.functional import two_hot_bins
 from reverie.imagine import imagine, roll
 from reverie.native import layers
-from reverie.native.layers import matrix_gradient, stack_serves
+from reverie.native.layers import matrix_gradient, supports_stack
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP, NormSiLU
 from reverie.optim import Optimizer, OptimizerOptions
@@ -135,7 +135,7 @@ def test_a_head_without_whole_distributions_is_an_error(outputs, enabled):
 @needs_compiler
 def test_the_mean_of_a_head_that_is_left_to_torch():
     head, x, edges = MLP(600, 300, 1, 2 * 63), torch.randn(7, 600), two_hot_bins(63)
-    assert not stack_serves(x, head.dense)
+    assert not supports_stack(x, head.dense)
 
     def run() -> list[Tensor]:
         with torch.no_grad():
@@ -193,7 +193,7 @@ def test_a_stack_of_layers(rows, inputs, units, depth, outputs):
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 4, 4), (152, 8, 64), (153, 20, 132), (2000, 64, 36)])
 def test_the_gradient_of_a_matrix(rows, outputs, inputs, blocks, threads, largest, monkeypatch):
     monkeypatch.setattr(layers, "LARGEST_MATRIX", largest)
-    monkeypatch.setattr(native, "unrivalled", lambda: False)
+    monkeypatch.setattr(native, "faster_than_torch", lambda: False)
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     d, x = torch.randn(rows, outputs), torch.randn(rows, inputs)
@@ -309,15 +309,15 @@ def test_a_step_of_the_optimizer(kind, limits):
 
 
 @pytest.fixture
-def half() -> Iterator[None]:
+def bf16() -> Iterator[None]:
     """Products in bf16, where this processor has them."""
     with torch.autocast("cpu", torch.bfloat16):
-        if not native.halves():
+        if not native.uses_bf16():
             pytest.skip("no such products")
         yield
 
 
-@pytest.mark.usefixtures("half")
+@pytest.mark.usefixtures("bf16")
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize(("rows", "outputs", "inputs"), [(1, 3, 5), (24, 64, 63), (153, 255, 132), (9, 7, 40_000)])
 def test_products_in_bf16_are_those_of_rounded_numbers(rows, outputs, inputs, threads):
@@ -333,7 +333,7 @@ def test_products_in_bf16_are_those_of_rounded_numbers(rows, outputs, inputs, th
     assert ((column - d.double().sum(0)).abs() <= 1e-6 * d.abs().sum(0)).all()
 
 
-@pytest.mark.usefixtures("half")
+@pytest.mark.usefixtures("bf16")
 def test_a_stack_goes_back_in_bf16_as_it_came():
     torch.manual_seed(0)
     network, x = MLP(70, 1, 0, 9), torch.randn(300, 70).requires_grad_()
@@ -346,7 +346,7 @@ def test_a_stack_goes_back_in_bf16_as_it_came():
         torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.usefixtures("half")
+@pytest.mark.usefixtures("bf16")
 @pytest.mark.parametrize("widths", [{}, WIDER])
 def test_the_loops_in_bf16_are_near_those_in_single_precision(widths):
     world = make_world(**widths)
@@ -365,7 +365,7 @@ def test_the_loops_in_bf16_are_near_those_in_single_precision(widths):
         assert 1e-5 < ((mine - single).norm() / single.norm()).item() < 0.02
 
 
-@pytest.mark.usefixtures("half")
+@pytest.mark.usefixtures("bf16")
 def test_a_number_that_is_not_finite_stays_visible_in_bf16():
     network, x = MLP(8, 1, 0, 4), torch.zeros(3, 8)
     nn.init.ones_(network[0].weight)
@@ -380,15 +380,15 @@ def test_a_number_that_is_not_finite_stays_visible_in_bf16():
 
 @needs_compiler
 def test_this_machine_has_kernels():
-    assert native.version() and native.serves(torch.ones(1))
+    assert native.version() and native.supports(torch.ones(1))
 
 
 @needs_compiler
 def test_the_kernels_decline_what_they_do_not_know():
     x = torch.ones(2, 3)
-    assert not native.serves(x, x.double()) and not native.serves(x.half()) and not native.serves(x[:0])
+    assert not native.supports(x, x.double()) and not native.supports(x.half()) and not native.supports(x[:0])
     native.use(False)
-    assert not native.serves(x) and native.version() == ""
+    assert not native.supports(x) and native.version() == ""
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -427,14 +427,14 @@ def test_only_what_is_trainable_gets_a_gradient():
 
 @pytest.mark.parametrize(("torch_is_slow", "served"), [(False, []), (True, [1000])])
 def test_large_matrices_are_left_to_torch_where_it_is_faster(torch_is_slow, served, monkeypatch):
-    monkeypatch.setattr(native, "unrivalled", lambda: torch_is_slow)
+    monkeypatch.setattr(native, "faster_than_torch", lambda: torch_is_slow)
     small, large, kernels = MLP(64, 64, 1).dense, MLP(512, 512, 1).dense, bool(native.version())
-    assert stack_serves(torch.zeros(2, 64), small) == kernels
-    assert [rows for rows in (2, 1000) if stack_serves(torch.zeros(rows, 512), large)] == served * kernels
+    assert supports_stack(torch.zeros(2, 64), small) == kernels
+    assert [rows for rows in (2, 1000) if supports_stack(torch.zeros(rows, 512), large)] == served * kernels
 
 
 @pytest.mark.parametrize(
-    ("told", "slow", "half"),
+    ("told", "slow", "bf16"),
     [
         ("vendor_id\t: GenuineIntel\nflags\t\t: fma avx512f avx512_bf16\n", False, True),
         ("vendor_id\t: AuthenticAMD\nflags\t\t: fma avx512f\n", True, False),
@@ -443,15 +443,15 @@ def test_large_matrices_are_left_to_torch_where_it_is_faster(torch_is_slow, serv
         (None, False, False),
     ],
 )
-def test_what_a_processor_can_do_is_read_from_linux(told, slow, half, monkeypatch, tmp_path):
+def test_what_a_processor_can_do_is_read_from_linux(told, slow, bf16, monkeypatch, tmp_path):
     if told is not None:
         (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + told)
     monkeypatch.setattr(native, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(native, "_load", lambda half=False: True)
+    monkeypatch.setattr(native, "_load", lambda bf16=False: True)
     monkeypatch.setattr(native, "_features", native._features.__wrapped__)
     with torch.autocast("cpu", torch.bfloat16):
-        assert (native.unrivalled(), native.halves()) == (slow, half)
-    assert not native.halves()
+        assert (native.faster_than_torch(), native.uses_bf16()) == (slow, bf16)
+    assert not native.uses_bf16()
 
 
 # --- building ---
@@ -479,14 +479,14 @@ def test_any_of_several_compilers_will_do(monkeypatch):
 def test_without_a_compiler_everything_is_computed_in_plain_tensors(fresh, monkeypatch, caplog):
     monkeypatch.setenv("CC", "no-such-compiler")
     with caplog.at_level(logging.INFO):
-        assert not native.serves(torch.ones(1))
+        assert not native.supports(torch.ones(1))
     assert "no C compiler" in caplog.text
     assert NormSiLU(3)(torch.ones(2, 3)).isfinite().all()
 
 
 def test_a_compiler_that_fails_is_reported_in_one_line(fresh, monkeypatch, caplog):
     monkeypatch.setenv("CC", "false")
-    assert not native.serves(torch.ones(1))
+    assert not native.supports(torch.ones(1))
     assert len(caplog.records) == 1 and "could not be built" in caplog.text
     assert not list(fresh.rglob("*.so"))
 
@@ -511,7 +511,7 @@ def test_what_cannot_be_loaded_is_built_once(fresh, monkeypatch):
     monkeypatch.setenv("CC", sys.executable)
     monkeypatch.setattr(native, "_build", build)
     for _ in range(2):
-        assert not native.serves(torch.ones(1))
+        assert not native.supports(torch.ones(1))
         native._load.cache_clear()
     assert len(built) == len(native.EXTRAS)
 
@@ -523,7 +523,7 @@ def test_a_strange_compiler_is_no_crash(command, told, fresh, monkeypatch, tmp_p
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("CC", command)
-    assert not native.serves(torch.ones(1))
+    assert not native.supports(torch.ones(1))
     assert told in caplog.text
 
 

@@ -77,7 +77,7 @@ class Drive:
     bias: Float[Tensor, "D"]
 
 
-# --- the structures of scan.c ---
+# --- the structures of rssm.c ---
 
 OBSERVED = [*Core.__dataclass_fields__, *Posterior.__dataclass_fields__]
 WEIGHTS = [*Core.__dataclass_fields__, *Prior.__dataclass_fields__]
@@ -122,19 +122,19 @@ def _sizes(sizes: Sizes, unimix: float, batch: int, steps: int) -> _Sizes:
     return _Sizes(sizes.deter, sizes.hidden, sizes.blocks, sizes.stoch, sizes.classes, batch, steps, block, unimix)
 
 
-def serves(sizes: Sizes, states: int, *tensors: Tensor) -> bool:
+def supports(sizes: Sizes, states: int, *tensors: Tensor) -> bool:
     """Whether the kernels can run a loop over ``states`` in all, and are the faster way.
 
     Every call packs the matrices anew, which few states do not repay.
     """
     largest = sizes.hidden * sizes.deter
     repaid = states >= 64 or largest <= LARGEST_MATRIX // 4
-    return native.serves(*tensors) and largest <= 8 * LARGEST_MATRIX and repaid
+    return native.supports(*tensors) and largest <= 8 * LARGEST_MATRIX and repaid
 
 
-def dreams(sizes: Sizes, states: int, actor: Sequence[Dense], *tensors: Tensor) -> bool:
-    """Whether `dream` serves; the policy has to be one that learns by the same kernels as it acts."""
-    return fits(actor) and serves(sizes, states, *tensors)
+def supports_dream(sizes: Sizes, states: int, actor: Sequence[Dense], *tensors: Tensor) -> bool:
+    """Whether `dream` is supported; the policy has to be one that learns by the same kernels as it acts."""
+    return fits(actor) and supports(sizes, states, *tensors)
 
 
 def _check(**shapes: tuple[Tensor, tuple[int, ...]]) -> None:
@@ -173,10 +173,10 @@ class _Observe(torch.autograd.Function):
         numbers, keep = _sizes(sizes, unimix, batch, steps), keep.contiguous()
         given = [tensor.contiguous() for tensor in (deter, stoch, keep, drive, offset, uniform)]
         results = p, q, points, samples, logits
-        structures, half = (ctypes.byref(_Weights(**_addresses(weights))), numbers), native.halves()
-        native.call("observe_forward", *structures, *given, _Trace(**_addresses(trace)), *results, half=half)
+        structures, bf16 = (ctypes.byref(_Weights(**_addresses(weights))), numbers), native.uses_bf16()
+        native.call("observe_forward", *structures, *given, _Trace(**_addresses(trace)), *results, bf16=bf16)
         ctx.save_for_backward(keep, stoch, *results, *trace.values(), *parameters)
-        ctx.sizes, ctx.numbers, ctx.half = sizes, numbers, half
+        ctx.sizes, ctx.numbers, ctx.bf16 = sizes, numbers, bf16
         return points, samples, logits
 
     @staticmethod
@@ -195,14 +195,14 @@ class _Observe(torch.autograd.Function):
             "observe_backward",
             *(ctypes.byref(_Weights(**_addresses(weights))), ctx.numbers, keep, _Trace(**_addresses(trace))),
             *(p, logits, given_deter, given_stoch, start_deter, start_stoch, _Gradients(**_addresses(grad))),
-            half=ctx.half,
+            bf16=ctx.bf16,
         )
         before = torch.cat([start[:, None], samples[:, :-1]], 1) * keep[..., None, None]
         scale1, scale2, inner_scale, mix_scale = grad.pop("scales").sum(0).split(scales)
         d = {name: tensor.flatten(2).flatten(0, 1) for name, tensor in grad.items()}
         inputs = {"deter": points, "q": q, "stoch_in": before.flatten(2)} | trace
         into = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
-        product = partial(matrix_gradient, half=ctx.half)
+        product = partial(matrix_gradient, bf16=ctx.bf16)
         from_deter, from_deter_bias = product(d["a1"], into["deter_in"])
         from_stoch, from_stoch_bias = product(d["a2"], into["stoch_in"])
         head, head_bias = product(d["logits"], into["q"])
@@ -241,7 +241,7 @@ def observe(
     """The posterior of every step, as `RSSM.observe` has it. ``shape`` is sizes and unimix.
 
     ``keep`` is 0 where an episode begins and 1 elsewhere; groups of the start are one-hot or zero. Call it where
-    `serves`.
+    `supports`.
     """
     sizes, (batch, steps) = shape[0], keep.shape
     _check(
@@ -280,7 +280,7 @@ def dream(
     """Policy and prior by turns, without gradient: the points [N, H+1], the policy's parameters and the actions.
 
     ``shape`` is sizes and unimix, ``behavior`` the policy's layers and its distribution; the policy sees ``target``
-    beside every state. Call it where `serves`.
+    beside every state. Call it where `supports`.
     """
     (actor, distribution), (horizon, count), sizes = behavior, chance.shape[:2], shape[0]
     _check(
