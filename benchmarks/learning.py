@@ -1,6 +1,6 @@
 """Learning curves: trains tasks, arms of the ablation ladder and seeds through the real command line; figures, tables.
 
-    python benchmarks/learning.py                      # the README's tasks, two runs side by side
+    python benchmarks/learning.py                      # the small tasks of docs/results.md, two runs side by side
     python benchmarks/learning.py cartpole --seeds 5   # one task
     python benchmarks/learning.py vecpad3 doorkey --arms a0_reinforce a1_ppo a3_hybrid
 
@@ -56,7 +56,7 @@ TASKS = {
     "pixels": Task("pixels", 2, 0.8),
     "lunarlander": Task("lunarlander", 1, 200),
 }
-"""What the README reports."""
+"""The small tasks of docs/results.md."""
 
 LADDER_TASKS = {
     "vecpad3": Task("pinpad", 3, 18.0),
