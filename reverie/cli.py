@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--episodes", type=_at_least(1), default=episodes)
         command.add_argument("--seed", type=_at_least(0), default=0)
         command.add_argument("--env", help="another name for its environment, such as module:callable")
+        _add_code_flags(command)
         command.add_argument("--device", default="auto")
         command.set_defaults(run=run)
     evaluate.add_argument(
@@ -144,12 +145,29 @@ def _add_config_flags(command: argparse.ArgumentParser) -> None:
                          help="a JSON file or a preset, or several: the later changes the earlier "
                          "(default: the preset `default`)")  # fmt: skip
     command.add_argument("--multimodal", action="store_true", help="the preset `multimodal`: an image beside a vector")
-    command.add_argument("--env", help="environment: a Gymnasium id, suite/task, or module:callable")
+    command.add_argument("--env", help="environment: a Gymnasium id, suite/task, module:callable or module:id")
+    _add_code_flags(command)
     command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
     command.add_argument("--steps", type=int, help="environment steps")
     command.add_argument("--seed", type=int)
     command.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     command.add_argument("overrides", nargs="*", metavar="section.key=value")
+
+
+def _add_code_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--plugin",
+        metavar="MODULE|FILE.py",
+        type=_plugin,
+        action="append",
+        help="import this first, where it registers environments; may be given several times",
+    )
+    command.add_argument("--trust", action="store_true", help="run the code that a configuration or checkpoint names")
+
+
+def _plugin(text: str) -> str:
+    """A module as it is; a file by its whole path, since the run may go on from another folder."""
+    return str(Path(text).resolve()) if text.endswith(".py") else text
 
 
 def _add_sweep_flags(command: argparse.ArgumentParser) -> None:
@@ -161,6 +179,7 @@ def _values(options: argparse.Namespace) -> dict[str, Any]:
     """The flags as configuration keys."""
     flags = {
         "env.name": options.env,
+        "env.plugins": options.plugin,
         "run.name": vars(options).get("name"),
         "run.device": options.device,
         "run.steps": options.steps,
@@ -183,7 +202,7 @@ def _tree(options: argparse.Namespace) -> dict[str, Any]:
     if not (options.config or options.multimodal):
         log.info("no --config: the preset %s, %s", sources[0], PRESETS[sources[0]])
     tree = reduce(configuration.merge, map(configuration.read, sources))
-    return configuration.change(tree, options.overrides, _values(options))
+    return configuration.adopt(tree, ", ".join(sources), options.overrides, _values(options), options.trust)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -202,7 +221,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.config or options.multimodal or options.parallel:
         raise ConfigError("--checkpoint brings its own configuration; leave out --config, --multimodal and --parallel, "
                           "and change single keys with section.key=value")  # fmt: skip
-    trainer = DreamerV3Trainer.resume(options.checkpoint, options.overrides, _values(options))
+    trainer = DreamerV3Trainer.resume(options.checkpoint, options.overrides, _values(options), options.trust)
     console(trainer.config.logger.level)
     return trainer.train()
 
@@ -235,7 +254,7 @@ def _train_all(options: argparse.Namespace, tree: dict[str, Any]) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from reverie.run.evaluate import evaluate, restore_agent
 
-    agent, config = restore_agent(options.checkpoint, options.device, options.env)
+    agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
     if options.shuffle_goals:
         agent.behavior.shuffle()
     result = evaluate(agent, config.env, options.episodes, options.seed)
@@ -249,7 +268,7 @@ def _play(options: argparse.Namespace) -> int:
     from reverie.run.evaluate import restore_agent
     from reverie.run.play import play
 
-    agent, config = restore_agent(options.checkpoint, options.device, options.env)
+    agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
     for line in play(agent, config.env, options.episodes, options.seed, options.output):
         print(line, flush=True)
     return 0
@@ -274,6 +293,7 @@ def _config(options: argparse.Namespace) -> int:
     elif options.defaults:
         print(configuration.reference(), end="")
     else:
+        options.trust = True  # nothing runs here
         print(configuration.dump(configuration.build(_tree(options))), end="")
     return 0
 

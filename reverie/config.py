@@ -23,6 +23,7 @@ from reverie.env import EnvOptions
 from reverie.presets import locate
 from reverie.replay import ReplayOptions
 from reverie.strict_json import children, join, parse
+from reverie.trust import refuse_code
 from reverie.types import ConfigError, Options
 from reverie.world.model import WorldOptions
 
@@ -153,14 +154,32 @@ class Config(Options):
 
 
 def load(
-    source: str | Path | None = None, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None
+    source: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    trust: bool = False,
 ) -> Config:
     """Defaults, then a file or preset, then ``section.key=value`` overrides, then values by key; the later wins.
 
     Without a source it is `Config`, every option at its default; the command line begins with the preset ``default``.
-    Short names are understood everywhere. Raises ConfigError.
+    Short names are understood everywhere. Raises ConfigError, also where the file names code to run: that counts only
+    in overrides and values, or where its source is to be trusted.
     """
-    return override(read(source) if source is not None else {}, overrides, values)
+    return build(adopt({} if source is None else read(source), str(source), overrides, values, trust))
+
+
+def adopt(
+    tree: Mapping[str, Any],
+    source: str,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
+    """Values from a file or checkpoint, changed as `change` does. Raises ConfigError also for code, as `load` does."""
+    changed = change(tree, overrides, values)
+    if not trust:
+        refuse_code(changed, change({}, overrides, values), source)
+    return changed
 
 
 def override(tree: Mapping[str, Any], overrides: Sequence[str], values: Mapping[str, Any] | None = None) -> Config:

@@ -1,7 +1,8 @@
 """Finds an environment by name, builds it, and puts the wrappers around it that the options ask for.
 
 A name is a key of `ENVIRONMENTS` (``crafter``, or your own), a suite and a task (``dmc/walker_walk``), a Gymnasium id
-(``CartPole-v1``) or ``module:callable``. Simulators are imported only when one of their environments is made.
+(``CartPole-v1``, ``module:CartPole-v1``) or ``module:callable``. Simulators are imported only when one of their
+environments is made.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import difflib
 import functools
 import importlib
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium
 import numpy as np
@@ -19,6 +20,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
 from pydantic import Field
 
+from reverie.env import plugins
 from reverie.env.gymnasium import GymnasiumEnvironment
 from reverie.env.wrappers import Environment, Repeat, TimeLimit, grayscale, one_hot, resize
 from reverie.types import ConfigError, Options, action_width
@@ -27,8 +29,8 @@ from reverie.types import ConfigError, Options, action_width
 class EnvOptions(Options):
     """Which environment to play, how many of them, and what to change about them."""
 
-    name: str = Field(default="CartPole-v1", min_length=1)
-    """A Gymnasium id, `suite/task`, `module:callable`, or a name added to ENVIRONMENTS."""
+    name: str = Field(default="CartPole-v1", min_length=1, max_length=200)
+    """A Gymnasium id, `suite/task`, `module:callable`, `module:id`, or a name added to ENVIRONMENTS."""
     envs: int = Field(default=8, ge=1, le=1024)
     """Environments that are played side by side."""
     mode: Literal["auto", "inline", "processes"] = "auto"
@@ -48,6 +50,8 @@ class EnvOptions(Options):
     """Integer observations to show as one-hot vectors: all, none, or these; null: as the suite does, else none."""
     kwargs: dict[str, Any] = {}
     """Keyword arguments for whatever makes the environment."""
+    plugins: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(default=[], max_length=100)
+    """Modules or Python files to import first: there they add to ENVIRONMENTS or to Gymnasium's registry."""
     obs_dim: int | None = Field(default=None, ge=1)
     """Numbers in one observation: checked; a custom environment without spaces takes it from here."""
     action_dim: int | None = Field(default=None, ge=1)
@@ -104,6 +108,7 @@ def make(options: EnvOptions) -> Environment:
     Raises `ConfigError` for an unknown name, a missing package, an unsupported space, or if ``obs_dim`` or
     ``action_dim`` disagree with the environment.
     """
+    plugins.load(options.plugins)
     options = with_protocol(options)
     try:
         env = find(options.name)(**options.kwargs)
@@ -131,7 +136,7 @@ def find(name: str) -> Callable[..., Any]:
     if task and suite in ENVIRONMENTS:
         return functools.partial(_load(ENVIRONMENTS[suite]), task)
     if ":" in name:
-        return _load(name)
+        return _import(name)
     if name.startswith(("MiniGrid-", "BabyAI-")):
         return functools.partial(_load(ENVIRONMENTS["minigrid"]), name)
     return functools.partial(make_registered, name)
@@ -178,15 +183,25 @@ def with_protocol(options: EnvOptions) -> EnvOptions:
 
 def _load(entry: Callable[..., Any] | str) -> Callable[..., Any]:
     """The function itself, or what a ``module:callable`` names."""
-    if callable(entry):
-        return entry
+    return entry if callable(entry) else _import(entry)
+
+
+def _import(entry: str) -> Callable[..., Any]:
+    """What a ``module:callable`` names, or ``module:id`` where the module registers a Gymnasium id."""
     module, _, name = entry.partition(":")
     try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), name, None)
+    except Exception as error:  # a foreign module may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name in EXTRAS:
             raise
-        raise ConfigError(f"environment {entry!r} cannot be loaded: {error}; write it as 'module:callable'") from error
+        raise ConfigError(f"environment {entry!r} cannot be loaded: {type(error).__name__}: {error}; "
+                          "write it as 'module:callable'") from error  # fmt: skip
+    if callable(found):
+        return found
+    if name in gymnasium.registry:
+        return functools.partial(make_registered, name)
+    raise ConfigError(f"environment {entry!r} cannot be loaded: {module} has no callable {name!r} and registers no "
+                      "such id; write it as 'module:callable'")  # fmt: skip
 
 
 def _with_spaces(env: Any, options: EnvOptions) -> Any:

@@ -17,8 +17,10 @@ from collections.abc import Callable
 from typing import Any
 
 import cloudpickle
+import gymnasium
 import numpy as np
 
+from reverie.env import plugins
 from reverie.env.placement import with_mode
 from reverie.env.registry import ENVIRONMENTS, EnvOptions, find, make, suite_of
 from reverie.env.slot import Slot
@@ -126,6 +128,7 @@ class VectorEnv:
 def make_vector(options: EnvOptions, seed: int, *, envs: int | None = None) -> VectorEnv:
     """``envs`` (or ``options.envs``) environments, inline or in processes. Raises as `make` and `VectorEnv` do."""
     size = envs or options.envs
+    plugins.load(options.plugins)
     find(options.name)
     options = with_mode(options)
     recipe = None if options.mode == "inline" else _recipe(options)
@@ -137,18 +140,23 @@ def make_vector(options: EnvOptions, seed: int, *, envs: int | None = None) -> V
 def _recipe(options: EnvOptions) -> bytes | None:
     """How another process makes the environment, or None (with a warning) if that cannot be told."""
     try:
-        return cloudpickle.dumps(functools.partial(_build, options, _registered(options.name)))
+        registered = cloudpickle.dumps(_registered(options.name))
+        return cloudpickle.dumps(functools.partial(_build, options, registered))
     except Exception as error:  # a foreign object may raise anything here
         logger.warning("%s cannot be sent to another process and runs in this one: %s", options.name, error)
         return None
 
 
-def _registered(name: str) -> dict[str, Any]:
-    """The registry entry behind a name: another process has only those that the package brings."""
+def _registered(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What stands behind a name, here and in Gymnasium's registry: another process has only what packages bring."""
     suite = suite_of(name)
-    return {suite: ENVIRONMENTS[suite]} if suite else {}
+    ours = {suite: ENVIRONMENTS[suite]} if suite else {}
+    return ours, {name: gymnasium.registry[name]} if name in gymnasium.registry else {}
 
 
-def _build(options: EnvOptions, registered: dict[str, Any]) -> Environment:
-    ENVIRONMENTS.update(registered)
+def _build(options: EnvOptions, registered: bytes) -> Environment:
+    plugins.load(options.plugins)  # before the rest is unpickled, which may refer to them
+    ours, gymnasiums = cloudpickle.loads(registered)
+    ENVIRONMENTS.update(ours)
+    gymnasium.registry.update(gymnasiums)
     return make(options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -159,15 +160,19 @@ def dream_along(agent: Agent, recording: Recording, context: int = 5) -> tuple[d
     return truth, {key: value[0].cpu().numpy() for key, value in dream.items()}
 
 
-def restore_agent(path: Path, device: str, env: str | None = None) -> tuple[Agent, Config]:
+def restore_agent(
+    path: Path, device: str, env: str | None = None, plugins: list[str] | None = None, *, trust: bool = False
+) -> tuple[Agent, Config]:
     """The agent in a checkpoint, ready to play, and its configuration, with another environment if ``env`` names one.
 
-    Raises StoredDataError, DeviceError, and ConfigError for an environment that cannot be made.
+    Raises StoredDataError, DeviceError, and ConfigError for an environment that cannot be made, or that runs code
+    which the checkpoint names, unless its source is to be trusted.
     """
     chosen = choose_device(device)
     config, state = checkpoint.load_run(path)
-    if env is not None:
-        config = configuration.override(config.model_dump(mode="json"), (), {"env.name": env, "env.mode": "auto"})
+    values: dict[str, Any] = {} if env is None else {"env.name": env, "env.mode": "auto"}
+    values |= {} if plugins is None else {"env.plugins": plugins}
+    config = configuration.build(configuration.adopt(config.model_dump(mode="json"), str(path), (), values, trust))
     set_up(config.run.threads, config.run.kernels)
     example = make(config.env)
     spaces = example.observation, example.action

@@ -26,6 +26,7 @@ from reverie.run.clock import Interruption
 from reverie.run.device import cores
 from reverie.run.folder import FolderInUse, lock
 from reverie.run.grid import PLACES, Grid, Trial, expand, show
+from reverie.trust import code
 from reverie.types import ConfigError, StoredDataError
 
 PAUSE = 0.1
@@ -71,7 +72,8 @@ def train(trial: Trial) -> list[str]:
     latest, previous = _checkpoints(trial)
     fresh = not (latest.exists() or previous.exists())
     source = ["--config", str(trial.folder / "config.json")] if fresh else ["--checkpoint", str(latest)]
-    return [sys.executable, "-m", "reverie", "train", *source, "--steps", str(trial.config.run.steps)]
+    trusted = ["--trust"] if any(code(trial.config.model_dump(mode="json"))) else []  # or no sweep would have begun
+    return [sys.executable, "-m", "reverie", "train", *source, *trusted, "--steps", str(trial.config.run.steps)]
 
 
 def run(grid: Grid, parallel: int, tell: Callable[[dict[str, Result]], None], command: Command = train) -> int:

@@ -96,19 +96,28 @@ class DreamerV3Trainer:
         resources.callback(self.logger.close)
 
     @classmethod
-    def resume(cls, path: Path, overrides: Sequence[str] = (), values: Mapping[str, Any] | None = None):
+    def resume(
+        cls,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        values: Mapping[str, Any] | None = None,
+        trust: bool = False,
+    ):
         """Goes on from a checkpoint, with its configuration changed by what the caller sets.
 
         The run's own latest checkpoint goes on in its folder, bit for bit; where it is corrupt, the one before it does,
         with a warning. Any other one begins a new run with a copy of the replay: the old run is left as it is.
 
-        Raises StoredDataError where no checkpoint can be used, and ConfigError for what the caller sets.
+        Raises StoredDataError where no checkpoint can be used, and ConfigError for what the caller sets, and where the
+        checkpoint names code to run, unless its source is to be trusted or the caller names the same.
         """
+        path = Path(path)
         real = path.resolve()
         folder = real.parent.parent
         own = real.name == "latest.pt" and (folder / "replay").is_dir()
         config, state = checkpoint.load_run(path, *([real.with_name("previous.pt")] if own else []))
-        config = configuration.override(config.model_dump(mode="json"), overrides, values)
+        tree = configuration.adopt(config.model_dump(mode="json"), str(path), overrides, values, trust)
+        config = configuration.build(tree)
         if own:
             keep_identity(config, state["config"]["run"], real)
             return cls(config, folder, state)
