@@ -25,7 +25,8 @@ class BehaviorOptions(Options):
     layers: int = Field(default=3, ge=1)
     """Hidden layers of actor and critic."""
     unimix: float = Field(default=0.01, ge=0, lt=1)
-    """Share of the uniform distribution in every discrete action."""
+    """Share of the uniform distribution in every discrete action, as in the paper. The reference's code has this option
+    too, but its discrete actors ignore it, so 0 is what it does."""
     horizon: float = Field(default=333, gt=1)
     """Discount as an effective number of steps: 1 - 1/horizon."""
     mix: float = Field(default=0.95, ge=0, le=1)
