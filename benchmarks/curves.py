@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,15 @@ def plot(name: str, goal: float, random: float, curves: dict[int, Curve], path: 
 
 def machine() -> str:
     """Processor, the widest of its vectors that torch uses, cores, and the versions that matter."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    processor = names[0] if names else platform.processor()
-    processor += f" with {torch.backends.cpu.get_cpu_capability()}"
-    return f"{processor}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    chip = f"{processor()} with {torch.backends.cpu.get_cpu_capability()}"
+    return f"{chip}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def processor(info: Path = Path("/proc/cpuinfo")) -> str:
+    """The name of the processor with its family and model: clouds call every AMD EPYC so, whatever its generation."""
+    if not info.exists():
+        return platform.processor()
+    fields = dict(re.findall(r"^(model name|cpu family|model)\t+: (.*)$", info.read_text(), re.MULTILINE))
+    if "cpu family" not in fields:
+        return fields.get("model name", platform.machine())
+    return f"{fields['model name']} family {fields['cpu family']} model {fields['model']}"

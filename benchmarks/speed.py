@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                    # everything, twenty minutes on two cores
     python benchmarks/speed.py size1m mid --contestants reverie   # some of it
+    python benchmarks/speed.py --reference ../dreamerv3           # beside the reference in JAX as well
 
 Peers come from the package index, each into an environment of its own in ``.peers``, made on first use. All train the
 same network on batches of the same shape, with as many threads, held on fixed cores. Every measurement is a process of
@@ -17,6 +18,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 import venv
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,7 +44,13 @@ SETTINGS = {
     "hierarchy": ("hierarchy.enabled=true", "hierarchy.goal_warmup=0"),
 }
 """Reverie's ways to compute, as changes of the configuration; everything is compared with the first."""
-PEERS = {"sheeprl": (), "sheeprl-bf16": ("agent.precision=bf16",), "torchrl": ()}
+PEERS = {
+    "reference": (),
+    "reference-bf16": ("agent.precision=bf16",),
+    "sheeprl": (),
+    "sheeprl-bf16": ("agent.precision=bf16",),
+    "torchrl": (),
+}
 """Those of its peers. Each peer has a script and a file of requirements in ``peers``."""
 RATES = {"reverie": "gigaflops", "reverie-bf16": "gigaflops in bf16"}
 """What the products of a setting are limited by."""
@@ -65,7 +73,7 @@ MID = (*PUBLISHED, "world.hidden=512", "world.units=512", "world.embed_dim=512",
 TWO_EPOCHS = "replay.batch_size=64", "agent.horizon=16", "behavior.epochs=2"
 NUMBERS, IMAGE = ObservationSpec((16,), "float32"), ObservationSpec((64, 64, 3), "uint8")
 WAYS = "reverie", "reverie-tensors", "reverie-compiled", "reverie-bf16"
-IMAGERS = "reverie", "reverie-checkpointed", "reverie-bf16", "sheeprl", "sheeprl-bf16"
+IMAGERS = "reverie", "reverie-checkpointed", "reverie-bf16", *(peer for peer in PEERS if peer != "torchrl")
 WORKLOADS = {
     "size1m": Workload("dreamerv3", PUBLISHED, NUMBERS, 5, (*WAYS, *PEERS)),
     "mid": Workload("dreamerv3", MID, NUMBERS, 5, ("reverie", "reverie-tensors", "reverie-bf16", *PEERS)),
@@ -101,12 +109,13 @@ def run(program: list[str], task: dict[str, Any]) -> dict[str, Any]:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def program_of(contestant: str) -> list[str]:
+def program_of(contestant: str, reference: Path | None = None) -> list[str]:
     """The command that measures a contestant; a peer sees nothing but its own environment (``-E``)."""
     if contestant in SETTINGS:
         return [sys.executable, str(SCRIPTS / "reverie_update.py")]
     peer = contestant.partition("-")[0]
-    return [str(install(peer)), "-E", str(SCRIPTS / f"{peer}_update.py")]
+    checkout = [str(reference)] if peer == "reference" else []
+    return [str(install(peer)), "-E", str(SCRIPTS / f"{peer}_update.py"), *checkout]
 
 
 def install(peer: str) -> Path:
@@ -123,13 +132,13 @@ def install(peer: str) -> Path:
     return python
 
 
-def compare(workload: Workload, contestants: list[str], threads: int, seconds: float) -> dict[str, dict[str, float]]:
+def compare(workload: Workload, contestants: list[str], options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """What every contestant needs, from processes that take turns."""
-    programs = {name: program_of(name) for name in contestants}
+    programs = {name: program_of(name, options.reference) for name in contestants}
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in programs}
     for _ in range(workload.rounds):
         for name, program in programs.items():
-            task = describe(workload, threads, seconds, (SETTINGS | PEERS)[name])
+            task = describe(workload, options.threads, options.seconds, (SETTINGS | PEERS)[name])
             answers[name].append(run(program, task))
     return {name: summary(found) for name, found in answers.items()}
 
@@ -153,15 +162,23 @@ def limit(workload: Workload, threads: int) -> dict[str, float]:
 
 
 def show(name: str, table: dict[str, dict[str, float]], products: dict[str, float]) -> None:
-    """Prints a workload's rows, each with its multiple of the first one's time, and what products alone would take."""
+    """Prints a workload's rows, each with its multiple of the first one's time.
+
+    Below is what Reverie's times are held to: the fastest peer in any precision, and what products alone would take.
+    """
     first = next(row["milliseconds"] for row in table.values())
     print(f"\n{name:<18}{'ms':>10}{'fastest':>10}{'ratio':>8}{'MB':>8}{'parameters':>12}{'updates':>9}")
     for contestant, row in table.items():
         time = row["milliseconds"]
         print(f"  {contestant:<16}{time:>10.1f}{row['fastest']:>10.1f}{time / first:>8.2f}"
               f"{row['megabytes']:>8}{row['parameters']:>12,}{row['updates']:>9}", flush=True)  # fmt: skip
+    peers = {peer: table[peer]["milliseconds"] for peer in PEERS if peer in table}
     for contestant, rate in RATES.items():
         if contestant in table:
+            if peers:
+                fastest = min(peers, key=lambda peer: peers[peer])
+                share = table[contestant]["milliseconds"] / peers[fastest]
+                print(f"  {contestant} takes {share:.0%} of the time of the fastest peer, {fastest}", flush=True)
             least = 1000 * products["gigaflop"] / products[rate]
             share = f"{least / table[contestant]['milliseconds']:.0%} of {contestant}"
             print(f"  {products['gigaflop']:,.1f} GFLOP in products take {least:.1f} ms at {products[rate]:.0f} a "
@@ -174,9 +191,9 @@ def plot(results: dict[str, dict[str, Any]], path: Path) -> None:
         return
     size = len(results), max(map(len, results.values()))
     figure, axes = pyplot.subplots(*size, figsize=(3.4 * size[1], 2.6 * size[0]), squeeze=False)
-    colors = dict(zip((*SETTINGS, *PEERS), pyplot.get_cmap("tab10").colors, strict=False))
+    colors = dict(zip((*SETTINGS, *PEERS), pyplot.get_cmap("tab20").colors, strict=False))
     for row, (computer, workloads) in zip(axes, results.items(), strict=True):
-        row[0].set_ylabel(computer.split(",")[0])
+        row[0].set_ylabel(textwrap.fill(computer.split(",")[0], 30), fontsize=8)
         for axis in row[len(workloads) :]:
             axis.axis("off")
         for axis, (name, result) in zip(row, workloads.items(), strict=False):
@@ -214,9 +231,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workloads", nargs="*", metavar="workload", help=f"of {', '.join(WORKLOADS)} (default: all)")
     everyone = [*SETTINGS, *PEERS]
-    parser.add_argument("--contestants", nargs="+", metavar="name", choices=everyone, default=everyone,
-                        help=f"of {', '.join(everyone)} (default: all)")  # fmt: skip
+    parser.add_argument("--contestants", nargs="+", metavar="name", choices=everyone,
+                        help=f"of {', '.join(everyone)} (default: all that can be had)")  # fmt: skip
+    parser.add_argument("--reference", type=Path, metavar="PATH",
+                        help="a checkout of danijar/dreamerv3, tried at e3f0224")  # fmt: skip
     options = options_of(parser)
+    if options.reference and not (options.reference / "dreamerv3" / "configs.yaml").exists():
+        parser.error(f"{options.reference} is no checkout of danijar/dreamerv3: it has no dreamerv3/configs.yaml")
+    without = [one for one in everyone if options.reference or not one.startswith("reference")]
+    options.contestants = options.contestants or without
+    if missing := set(options.contestants) - set(without):
+        parser.error(f"{min(missing)} needs a checkout of danijar/dreamerv3: name it with --reference")
     if unknown := set(options.workloads) - WORKLOADS.keys():
         parser.error(f"unknown workload {min(unknown)}; choose from {', '.join(WORKLOADS)}")
     path = options.results / "speed.json"
@@ -227,7 +252,7 @@ def main() -> None:
         contestants = [one for one in WORKLOADS[name].contestants if one in options.contestants]
         if not contestants:
             continue
-        table = compare(WORKLOADS[name], contestants, options.threads, options.seconds)
+        table = compare(WORKLOADS[name], contestants, options)
         products = limit(WORKLOADS[name], options.threads)
         limits = [products, *(result["limit"] for result in results.values() if "limit" in result)]
         show(name, table, products | {rate: max(seen.get(rate, 0.0) for seen in limits) for rate in RATES.values()})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -163,6 +165,86 @@ def test_failure_of_a_contestant_ends_the_benchmark_with_its_error(speed: Module
     task = speed.describe(speed.WORKLOADS["cartpole"], threads=1, seconds=0)
     with pytest.raises(SystemExit, match="no memory left"):
         speed.run([sys.executable, "-c", "raise SystemExit('no memory left')"], task)
+
+
+def test_share_is_that_of_the_fastest_peer_in_any_precision(
+    speed: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    times = {"reverie": 200.0, "reverie-bf16": 150.0, "sheeprl": 500.0, "reference": 450.0, "reference-bf16": 400.0}
+    table = {name: {"milliseconds": time, "fastest": time, "megabytes": 1, "parameters": 1, "updates": 1}
+             for name, time in times.items()}  # fmt: skip
+    speed.show("size1m", table, {"gigaflop": 30.0, "gigaflops": 200.0, "gigaflops in bf16": 400.0})
+    printed = capsys.readouterr().out
+    assert "reverie takes 50% of the time of the fastest peer, reference-bf16" in printed
+    assert "reverie-bf16 takes 38% of the time of the fastest peer, reference-bf16" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--contestants", "reference"], "name it with --reference"),
+        (["--reference", "empty"], "it has no dreamerv3/configs.yaml"),
+    ],
+)
+def test_reference_needs_a_checkout(
+    speed: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    error: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["speed.py", "size1m", "--results", str(tmp_path), *arguments])
+    with pytest.raises(SystemExit):
+        speed.main()
+    assert error in capsys.readouterr().err
+
+
+def test_reference_takes_part_where_its_checkout_is_given(
+    speed: ModuleType, clock: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[list[str]] = []
+    checkout = tmp_path / "dreamerv3"
+    (checkout / "dreamerv3").mkdir(parents=True)
+    (checkout / "dreamerv3" / "configs.yaml").touch()
+    monkeypatch.setattr(speed, "install", lambda peer: Path(peer) / "python")
+
+    def run(program: list[str], task: dict[str, Any]) -> dict[str, Any]:
+        asked.append(program)
+        if "limit.py" in program[-1]:
+            return dict.fromkeys(("gigaflop", *speed.RATES.values()), 1.0)
+        return {"milliseconds": [1.0], "megabytes": 1.0, "parameters": 1}
+
+    monkeypatch.setattr(speed, "run", run)
+    for arguments in ([], ["--reference", str(checkout)]):
+        monkeypatch.setattr(sys, "argv", ["speed.py", "size1m", "--results", str(tmp_path), *arguments])
+        asked.clear()
+        speed.main()
+        programs = [program for program in asked if any("reference_update.py" in word for word in program)]
+        assert bool(programs) == bool(arguments)
+        assert all(program[0] == "reference/python" and program[-1] == str(checkout) for program in programs)
+    monkeypatch.setattr(sys, "argv", ["script", str(checkout), '{"seconds": 1}'])
+    assert clock.task() == {"seconds": 1}
+
+
+INFO = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel\t\t: {}\nmodel name\t: AMD EPYC\n"
+
+
+def test_machine_names_the_generation_of_its_processor(speed: ModuleType, tmp_path: Path) -> None:
+    curves, info = importlib.import_module("curves"), tmp_path / "cpuinfo"
+    names = []
+    for family, model in ((25, 17), (26, 2)):
+        info.write_text(INFO.format(family, model) * 2)
+        names.append(curves.processor(info))
+    assert names == ["AMD EPYC family 25 model 17", "AMD EPYC family 26 model 2"]
+    info.write_text("processor\t: 0\nCPU implementer\t: 0x41\n")
+    assert curves.processor(info)
+    assert curves.processor(tmp_path / "missing") is not None
+
+
+def test_stored_limits_belong_to_machines_whose_generation_is_told(speed: ModuleType) -> None:
+    for name in json.loads((speed.RESULTS / "speed.json").read_text()):
+        assert re.search(r" family \d+ model \d+ |family and model not recorded", name), name
 
 
 @pytest.mark.parametrize(("seconds", "count"), [(0.0, 1), (1.0, 2), (1.2, 3)])
