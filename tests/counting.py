@@ -72,6 +72,8 @@ class CountingEnv(gymnasium.Env):
                 os._exit(3)
             case "quit":
                 raise SystemExit(0)
+            case "interrupt":
+                raise KeyboardInterrupt
             case "hang":
                 time.sleep(1e6)
             case "nan":

@@ -141,7 +141,7 @@ class DreamerV3Trainer:
         """Trains until the step budget, the target return or a signal, then closes; returns the process's exit code."""
         try:
             return self._train()
-        except EnvironmentFailure:
+        except (EnvironmentFailure, KeyboardInterrupt):  # a signal does not raise this one, but environments may
             self.envs.abandon()  # some environments took a step that replay never saw
             self.save()
             raise

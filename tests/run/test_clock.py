@@ -44,10 +44,53 @@ def test_every_fires_once_per_multiple_that_is_passed():
     assert not Every(0)(0, 100)
 
 
-def test_the_first_signal_is_a_wish_and_the_handlers_come_back():
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.fixture
+def handlers():
+    """Handlers as a program has them that nobody started in the background; afterwards, as they were."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_the_first_signal_is_a_wish_and_the_handlers_come_back(number, code):
     with Interruption() as interruption:
-        assert interruption.exit_code == 0
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.exit_code == 143
-    assert signal.getsignal(signal.SIGTERM) is before
+        assert interruption.exit_code == 0 and not interruption.wished()
+        os.kill(os.getpid(), number)
+        assert interruption.exit_code == code and interruption.wished()
+    assert signal.getsignal(number) is signal.SIG_DFL
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, None)])
+def test_a_second_signal_ends_the_process_unless_it_comes_from_a_terminal_that_closes(second, code, monkeypatch):
+    ended = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), second)
+        assert interruption.exit_code == 129
+    assert ended == ([] if code is None else [code])
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_signal_that_was_ignored_stays_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not interruption.wished()
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_handler_that_an_environment_sets_does_not_last():
+    with Interruption() as interruption:
+        signal.signal(signal.SIGINT, lambda number, frame: pytest.fail("the environment's handler was called"))
+        assert not interruption.wished()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.exit_code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL

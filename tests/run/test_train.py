@@ -226,7 +226,7 @@ def test_two_processes_cannot_train_in_one_folder(tmp_path):
     owner.close()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_saves_and_stops(tmp_path, number, code):
     trainer = DreamerV3Trainer(make_config(tmp_path, run={"steps": 100_000}))
     collect = trainer._collect
@@ -256,6 +256,17 @@ def test_a_signal_during_an_evaluation_saves_and_stops(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert DreamerV3Trainer.resume(trainer.checkpoints.latest, ["run.steps=40"]).train() == 0
     assert [row["step"] for row in final_state(tmp_path)["metrics_history"]] == [40]
+
+
+def test_an_environment_that_interrupts_leaves_a_checkpoint_and_the_run_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENTS, "counting", create_counting)
+    env = {"name": "counting", "mode": "inline", "kwargs": {"fault": "interrupt", "when": 9}}
+    trainer = DreamerV3Trainer(make_config(tmp_path, env=env))
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert final_state(tmp_path)["global_step"] == len(trainer.replay) > 0
+    latest = tmp_path / "run" / "checkpoints" / "latest.pt"
+    assert DreamerV3Trainer.resume(latest, ["env.kwargs={}"]).train() == 0
 
 
 def test_a_film_that_fails_ends_nothing(tmp_path, monkeypatch, caplog):
