@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from reverie.env.picture import read_picture
 from reverie.env.spaces import BadTransition, ObservationReader, action_writer, read_flag, read_reward
 from reverie.env.wrappers import Observation
 from reverie.types import ConfigError
@@ -54,9 +55,8 @@ class GymnasiumEnvironment:
         )
 
     def render(self) -> np.ndarray | None:
-        if getattr(self.env, "render_mode", None) != "rgb_array":
-            return None
-        return np.asarray(self.env.render(), np.uint8)
+        drawing = getattr(self.env, "render_mode", None) in ("rgb_array", "rgb_array_list")
+        return read_picture(self.env.render()) if drawing else None
 
     def close(self) -> None:
         self.env.close()

@@ -24,7 +24,7 @@ MOST_LINES = 8
 
 
 def write(path: Path, frames: Iterable[Frame], fps: int = 20) -> Path:
-    """Writes at least one frame as they come: an H.264 video, or an animated WebP where PyAV is missing.
+    """Writes at least one frame as they come: an H.264 video, or an animated WebP where PyAV or its encoder is missing.
 
     Returns the path with its real suffix.
     """
@@ -33,7 +33,10 @@ def write(path: Path, frames: Iterable[Frame], fps: int = 20) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         import av
-    except ImportError:
+        from av.codec import Codec
+
+        Codec("h264", "w")
+    except (ImportError, ValueError):
         path, rest = path.with_suffix(".webp"), [Image.fromarray(frame) for frame in frames]
         pause = round(1000 / fps)
         Image.fromarray(first).save(path, save_all=True, append_images=rest, duration=pause, loop=0, quality=90)

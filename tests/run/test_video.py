@@ -36,8 +36,14 @@ def test_an_mp4_holds_every_frame(tmp_path, height, width, size):
         assert red[0] > 150 > red[1]
 
 
-def test_without_pyav_an_animated_webp_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
+@pytest.mark.parametrize("missing", ["package", "encoder"])
+def test_without_pyav_or_its_encoder_an_animated_webp_is_written(tmp_path, monkeypatch, missing):
+    if missing == "package":
+        monkeypatch.setitem(sys.modules, "av", None)
+    else:
+        av = pytest.importorskip("av")
+        encoder = av.codec.Codec  # which says that there is none of this name
+        monkeypatch.setattr(av.codec, "Codec", lambda name, mode: encoder("no such encoder", mode))
     path = video.write(tmp_path / "a.mp4", movie(), fps=20)
     assert path == tmp_path / "a.webp"
     assert not (tmp_path / "a.mp4").exists()
