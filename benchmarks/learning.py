@@ -204,7 +204,7 @@ def shuffled_return(run: Run, episodes: int = 50) -> float | None:
     if agent.behavior.goals is None:
         return None
     agent.behavior.shuffle()
-    return evaluate(agent, config.env, episodes, seed=1).mean
+    return evaluate(agent, config.env, episodes, seed=1, limit=config.run.evaluate_limit).mean
 
 
 def compare(curves: dict[Run, Curve], load: str) -> None:

@@ -257,7 +257,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
     if options.shuffle_goals:
         agent.behavior.shuffle()
-    result = evaluate(agent, config.env, options.episodes, options.seed)
+    result = evaluate(agent, config.env, options.episodes, options.seed, limit=config.run.evaluate_limit)
     for name, share in result.goals.items():
         print(f"{name}: {share:.1%}")
     print(result)
@@ -269,7 +269,8 @@ def _play(options: argparse.Namespace) -> int:
     from reverie.run.play import play
 
     agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
-    for line in play(agent, config.env, options.episodes, options.seed, options.output):
+    limit = config.run.evaluate_limit
+    for line in play(agent, config.env, options.episodes, options.seed, options.output, limit):
         print(line, flush=True)
     return 0
 

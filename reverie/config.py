@@ -88,6 +88,8 @@ class RunOptions(Options):
     """Environment steps between evaluations; 0 for none."""
     evaluate_episodes: int = Field(default=10, ge=1, le=10_000)
     """Episodes per evaluation."""
+    evaluate_limit: int = Field(default=30_000, ge=0)
+    """Steps after which an episode is stopped that is not played for training: in evaluations and films; 0: none."""
     checkpoint_every: int = Field(default=5_000, ge=1)
     """Environment steps between checkpoints."""
     checkpoint_dir: str = Field(default="checkpoints", min_length=1)

@@ -5,6 +5,8 @@ It leaves no trace in training: a run that evaluates more often learns the same,
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from reverie import config as configuration
@@ -31,6 +33,31 @@ MOST_ENVS = 100
 
 RECORDED = 100
 """Steps of an episode that a prediction video shows: their frames are dreamed all at once."""
+
+LONG = 10_000
+"""Steps after which an open episode of an evaluation is pointed out."""
+
+log = logging.getLogger(__name__)
+
+
+class LengthLimit:
+    """Stops episodes after ``steps`` (0: never), since some environments end none, and says so in time.
+
+    ``options`` are those of an environment that is so limited.
+    """
+
+    def __init__(self, options: EnvOptions, steps: int):
+        shortens = steps and not 0 < options.time_limit <= steps
+        self.options = options.model_copy(update={"time_limit": steps}) if shortens else options
+        self.steps, self.silent = steps if shortens else sys.maxsize, True
+
+    def watch(self, length: Int[np.ndarray, "E"]) -> None:
+        """Warns, once, of an episode that lasts long or was stopped; call it with their lengths after each step."""
+        if self.silent and bool(((length > LONG) | (length == self.steps)).any()):
+            when = "never" if self.steps == sys.maxsize else f"after {self.steps} (run.evaluate_limit)"
+            log.warning("%s: an episode has lasted %d steps and is stopped %s; where episodes do not end by "
+                        "themselves, set env.time_limit", self.options.name, length.max(), when)  # fmt: skip
+            self.silent = False
 
 
 @dataclass
@@ -99,13 +126,15 @@ def evaluate(
     seed: int,
     record: int = 0,
     unwanted: Callable[[], bool] = lambda: False,
+    limit: int = 0,
 ) -> Evaluation:
     """Plays ``episodes`` whole episodes; every environment plays its share, so that short ones are not favoured.
 
     ``record`` is how many steps of the first environment's first episode to keep. Once the result is ``unwanted``, it
-    is what has been played so far.
+    is what has been played so far. After ``limit`` steps an episode is stopped, unless that is 0.
     """
-    options = with_mode(options)
+    limited = LengthLimit(options, limit)
+    options = with_mode(limited.options)
     side_by_side = MOST_ENVS if options.mode == "inline" else options.envs
     envs = make_vector(options, seed, envs=min(episodes, side_by_side))
     generator = torch.Generator(agent.device).manual_seed(seed)
@@ -120,6 +149,7 @@ def evaluate(
                 if share[index]:
                     share[index] -= 1
                     finished.append(episode)
+            limited.watch(scores.length[~idle])
             before, previous_action = carry, action
             action, carry = agent.act(step, carry, generator)
             if not recorded:

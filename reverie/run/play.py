@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,19 +12,23 @@ import torch
 from reverie.agent import Agent
 from reverie.env import EnvOptions, make_vector
 from reverie.env.vector import VectorEnv
+from reverie.env.worker import Failure
 from reverie.run import video
 from reverie.run.collect import Episode, Scores
-from reverie.run.evaluate import RECORDED, Recording, dream_along, show_goals
+from reverie.run.evaluate import RECORDED, LengthLimit, Recording, dream_along, show_goals
+
+log = logging.getLogger(__name__)
 
 
-def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Path) -> Iterator[str]:
+def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Path, limit: int = 0) -> Iterator[str]:
     """Plays ``episodes`` one after another; writes ``episode_<n>`` and ``dream_<n>_<key>`` videos into ``output``.
 
-    A dream is of the first `RECORDED` steps. An environment that cannot draw itself is filmed by its dream alone.
-    Yields a line per episode and per file.
+    A dream is of the first `RECORDED` steps. An environment that cannot draw itself is filmed by its dream alone. After
+    ``limit`` steps an episode is stopped, unless that is 0. Yields a line per episode and per file.
     """
-    envs = make_vector(options.model_copy(update={"mode": "inline"}), seed, envs=1)
-    stage = _Stage(envs, agent, seed)
+    limited = LengthLimit(options, limit)
+    envs = make_vector(limited.options.model_copy(update={"mode": "inline"}), seed, envs=1)
+    stage = _Stage(envs, agent, seed, limited)
     try:
         for number in range(1, episodes + 1):
             frames, path = stage.episode(), output / f"episode_{number}.mp4"
@@ -48,8 +53,9 @@ class _Stage:
     finished: Episode
     recording: Recording
 
-    def __init__(self, envs: VectorEnv, agent: Agent, seed: int):
-        self.envs, self.agent, self.scores = envs, agent, Scores(1)
+    def __init__(self, envs: VectorEnv, agent: Agent, seed: int, limited: LengthLimit):
+        self.envs, self.agent, self.scores, self.limited = envs, agent, Scores(1), limited
+        self.draws = True
         self.generator = torch.Generator(agent.device).manual_seed(seed)
         self.carry = agent.initial(1)
         self.action = self.carry.action.cpu().numpy()
@@ -60,10 +66,22 @@ class _Stage:
         while not finished:
             step = self.envs.step(self.action)
             finished = self.scores.add(step.reward, step.first, step.last)
+            self.limited.watch(self.scores.length)
             previous_action = self.action
             self.action, self.carry = self.agent.act(step, self.carry, self.generator)
             if len(self.recording) < RECORDED:
                 self.recording.add(step, previous_action, self.carry)
-            if (frame := self.envs.render()) is not None:
+            if (frame := self._draw()) is not None:
                 yield frame
         self.finished = finished[0][1]
+
+    def _draw(self) -> video.Frame | None:
+        try:
+            return self.envs.render()
+        except Failure as failure:
+            if self.draws:
+                log.warning(
+                    "%s cannot draw itself, which films only what it dreams: %s", self.envs.name, failure.summary
+                )
+            self.draws = False
+            return None

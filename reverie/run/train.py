@@ -225,8 +225,13 @@ class DreamerV3Trainer:
         """Plays, saves the best, and films; whether the target return was reached."""
         run = self.config.run
         seed = run.seed + 1_000_003 * (1 + self.step)
-        options, stopped = self.config.env, self.interruption.wished
-        result = evaluate(self.agent, options, run.evaluate_episodes, seed % 2**32, RECORDED * run.video, stopped)
+        env, episodes, record, stopped = (
+            self.config.env,
+            run.evaluate_episodes,
+            RECORDED * run.video,
+            self.interruption.wished,
+        )
+        result = evaluate(self.agent, env, episodes, seed % 2**32, record, stopped, run.evaluate_limit)
         if stopped():
             return False
         log.info("Evaluation at step %d: %s", self.step, result)

@@ -1,0 +1,106 @@
+"""Episodes for an audience, where environments draw nothing, draw badly, or end no episode."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reverie.agent import Agent
+from reverie.env import ENVIRONMENTS, EnvOptions, make
+from reverie.run import evaluate as evaluation
+from reverie.run.evaluate import evaluate
+from reverie.run.play import play
+from tests.core import make_agent
+from tests.counting import CountingEnv
+
+OPTIONS = EnvOptions(name="painter", mode="inline", envs=2)
+ENDLESS = 10**9
+
+
+class Painter(CountingEnv):
+    """Counts, and draws what ``paint`` makes of the count."""
+
+    render_mode = "rgb_array"
+    paint = staticmethod(lambda count: np.full((32, 32), count, np.uint8))
+
+    def render(self):
+        return self.paint(self.count)
+
+
+@pytest.fixture
+def agent(monkeypatch) -> Agent:
+    """One that acts in a `Painter`."""
+    monkeypatch.setitem(ENVIRONMENTS, "painter", Painter)
+    env = make(OPTIONS)
+    return make_agent(env.observation, env.action)
+
+
+def films(folder: Path, lines: list[str]) -> set[str]:
+    paths = [Path(line.strip()) for line in lines if line.startswith("  ")]
+    assert all(path.parent == folder and path.stat().st_size > 0 for path in paths)
+    return {path.stem for path in paths}
+
+
+def refuse(count: int) -> np.ndarray:
+    raise RuntimeError("no display")
+
+
+def refuse_at_times(count: int) -> np.ndarray:
+    return refuse(count) if count == 2 else np.zeros((32, 32, 3), np.uint8)
+
+
+DREAMS = {"dream_1_action", "dream_1_count", "dream_1_episode"}
+
+
+@pytest.mark.parametrize(
+    ("paint", "filmed", "warnings"),
+    [
+        (lambda count: [[[count, 0.5, 0.5, 1.0]] * 24] * 24, True, 0),
+        (lambda count: np.zeros((20 + count, 24, 3), np.uint8), True, 0),
+        (lambda count: None, False, 0),
+        (lambda count: np.zeros(3), False, 1),
+        (refuse_at_times, True, 1),
+        (refuse, False, 1),
+    ],
+    ids=["lists", "sizes that change", "nothing", "no picture", "fails once", "fails"],
+)
+def test_an_environment_that_draws_badly_is_played_all_the_same(
+    agent, tmp_path, monkeypatch, caplog, paint, filmed, warnings
+):
+    monkeypatch.setattr(Painter, "paint", staticmethod(paint))
+    with caplog.at_level(logging.WARNING):
+        lines = list(play(agent, OPTIONS, 1, 0, tmp_path))
+    assert re.fullmatch(r"episode 1: return \d+\.0, length \d+", lines[0])
+    assert films(tmp_path, lines) == DREAMS | ({"episode_1"} if filmed else set())
+    assert caplog.text.count("painter cannot draw itself") == len(caplog.records) == warnings
+
+
+@pytest.mark.parametrize("limit", [5, 0])
+def test_an_episode_without_an_end_is_stopped_and_pointed_out(agent, monkeypatch, caplog, limit):
+    monkeypatch.setattr(evaluation, "LONG", 20)
+    options = OPTIONS.model_copy(update={"kwargs": {"longest": ENDLESS}})
+    steps = iter(range(30))
+    result = evaluate(agent, options, 3, 0, unwanted=lambda: next(steps, None) is None, limit=limit)
+    assert [episode.length for episode in result.episodes] == [limit] * (3 if limit else 0)
+    (record,) = caplog.records
+    how = "5 steps and is stopped after 5 (run.evaluate_limit)" if limit else "21 steps and is stopped never"
+    assert record.getMessage() == f"painter: an episode has lasted {how}; where episodes do not end by themselves, " \
+                                  "set env.time_limit"  # fmt: skip
+
+
+@pytest.mark.parametrize(("limit", "time_limit"), [(13, 0), (5, 5), (9, 5), (0, 0)])
+def test_a_limit_changes_no_episode_that_ends_before_it(agent, caplog, limit, time_limit):
+    options = OPTIONS.model_copy(update={"time_limit": time_limit})
+    plain, limited = (evaluate(agent, options, 4, 0, limit=number) for number in (0, limit))
+    assert plain.episodes == limited.episodes and not caplog.records
+
+
+def test_a_film_of_an_episode_without_an_end_is_stopped(agent, tmp_path, caplog):
+    options = OPTIONS.model_copy(update={"kwargs": {"longest": ENDLESS}})
+    lines = list(play(agent, options, 1, 0, tmp_path, limit=7))
+    assert lines[0].endswith("length 7") and "set env.time_limit" in caplog.text
+    assert films(tmp_path, lines) == DREAMS | {"episode_1"}
