@@ -16,8 +16,6 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reverie import config as configuration
 from reverie.presets import PRESETS
 from reverie.types import ConfigError, ReverieError
@@ -29,7 +27,7 @@ EXIT_CODES = """exit codes:
   2 command line or config      7 run folder in use
   3 checkpoint or replay        8 device or backend missing
   4 environment keeps failing   70 internal error (see crash.txt)
-  5 numbers diverged            130, 143 stopped by a signal, after a checkpoint"""
+  5 numbers diverged            129, 130, 143 stopped by a signal, after a checkpoint"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -99,14 +97,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as after `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (OSError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"error: {type(error).__name__}: {error}; check disk, memory and permissions", file=sys.stderr)
-        return 6
     except Exception as error:
-        with contextlib.suppress(OSError):
-            Path("crash.txt").write_text(traceback.format_exc())
-        print(f"error: internal: {type(error).__name__}: {error}; please report crash.txt", file=sys.stderr)
-        return 70
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    """Says in one line what nobody foresaw, and returns its exit code; an internal error leaves its trace behind."""
+    from reverie.run.device import lacks_memory
+
+    said = " ".join(f"{type(error).__name__}: {error}".split())
+    if lacks_memory(error):
+        print(f"error: out of memory: {said}; lower replay.batch_size, env.envs or the sizes of world, or free some",
+              file=sys.stderr)  # fmt: skip
+        return 6
+    if isinstance(error, OSError):
+        print(f"error: {said}; check disk and permissions", file=sys.stderr)
+        return 6
+    with contextlib.suppress(OSError):
+        Path("crash.txt").write_text("".join(traceback.format_exception(error)), encoding="utf-8", errors="replace")
+    print(f"error: internal: {said}; please report crash.txt", file=sys.stderr)
+    return 70
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from reverie import cli
 from reverie.run.device import choose_device
@@ -108,6 +110,24 @@ def test_the_configuration_is_printed_as_a_file_that_can_be_used(folder):
 )
 def test_a_mistake_is_one_line_and_has_its_exit_code(folder, code, words, arguments):
     assert words in call(folder, *arguments, code=code)
+
+
+@pytest.mark.parametrize(
+    ("fail", "code", "words"),
+    [
+        (lambda options: torch.empty(2**53), 6, "error: out of memory: RuntimeError: .*; lower replay.batch_size"),
+        (lambda options: np.empty(2**53), 6, "error: out of memory: MemoryError: .*; lower replay.batch_size"),
+        (lambda options: Path("nowhere/x").read_text(), 6, "error: FileNotFoundError: .*; check disk and permissions"),
+        (lambda options: {}["key"], 70, "error: internal: KeyError: 'key'; please report crash.txt"),
+    ],
+    ids=["torch", "numpy", "disk", "internal"],
+)
+def test_a_failure_that_nobody_foresaw_is_one_line_too(tmp_path, monkeypatch, capsys, fail, code, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_config", fail)
+    assert cli.main(["config"]) == code
+    said = capsys.readouterr().err
+    assert re.fullmatch(f"{words}.*\n", said) and (tmp_path / "crash.txt").exists() == (code == 70)
 
 
 def test_a_reader_that_goes_away_is_no_mistake(tmp_path):

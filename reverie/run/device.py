@@ -7,6 +7,7 @@ import gc
 import logging
 import math
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +34,12 @@ update's time, and finds nothing."""
 
 BINDINGS = {"GOMP_CPU_AFFINITY", "OMP_PROC_BIND", "OMP_PLACES"}
 """Environment variables by which OpenMP binds each of its threads to a core."""
+
+NO_MEMORY = re.compile(
+    "DefaultCPUAllocator|bad_alloc|could not create a (memory|primitive(?! descriptor))|ALLOC_FAILED|out of memory|"
+    "can't start new thread|[Cc]annot allocate memory|unable to mmap|size calculation overflowed|array is too big"
+)
+"""What torch, oneDNN, CUDA, numpy and Python say of memory that cannot be had, where their error does not."""
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its share of the processor."""
@@ -108,3 +115,9 @@ def keep_freed_memory() -> None:
     if any(process.mallopt(MAPPED, size) for size in LARGEST_KEPT):  # without it, the others would freeze a small one
         process.mallopt(TRIMMED, 2**31 - 1)
         process.mallopt(PADDED, 2**26)
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether memory could not be had, or a thread for want of it: most libraries raise a RuntimeError then."""
+    said = isinstance(error, RuntimeError | ValueError) and NO_MEMORY.search(str(error))
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(said)

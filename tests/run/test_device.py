@@ -1,9 +1,11 @@
-"""How many processor cores a run takes."""
+"""How many processor cores a run takes, and which errors mean that memory is lacking."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 
@@ -72,3 +74,41 @@ def test_half_precision_that_would_be_emulated_is_pointed_out(capability, warned
     for precision, place in (("bf16", "cpu"), ("fp32", "cpu"), ("bf16", "cuda")):
         device.warn_of_precision(precision, torch.device(place))
     assert len(caplog.records) == warned and ("bf16" in caplog.text) == warned
+
+
+MANY = 2**53  # numbers: more than any address space
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: torch.empty(MANY),
+        lambda: torch.empty(2**62),
+        lambda: np.empty(MANY),
+        lambda: np.empty(2**62),
+        lambda: bytearray(MANY),
+    ],
+)
+def test_memory_that_cannot_be_had_is_recognised(ask: Callable[[], object]):
+    with pytest.raises((RuntimeError, MemoryError, ValueError)) as refusal:
+        ask()
+    assert device.lacks_memory(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "lacking"),
+    [
+        ("std::bad_alloc", True),
+        ("could not create a primitive", True),
+        ("could not create a primitive descriptor for a matmul primitive", False),
+        ("could not create a memory object", True),
+        ("can't start new thread", True),
+        ("CUDA error: out of memory", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)", False),
+        ("index 7 is out of bounds for dimension 0 with size 7", False),
+    ],
+)
+def test_what_libraries_say_where_they_have_no_error_for_it(said, lacking):
+    assert device.lacks_memory(RuntimeError(said)) == lacking
+    assert not device.lacks_memory(KeyError(said))
