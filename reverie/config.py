@@ -299,8 +299,7 @@ def find(tree: Any, key: str) -> Any:
 
 def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
     """Turns the first thing that is wrong into one line."""
-    first = error.errors()[0]
-    path, value = "", tree
+    first, path, value = error.errors()[0], "", tree
     for part in first["loc"]:
         if part in children(value):  # other parts name the branch of a union
             path, value = join(path, part), children(value)[part]
