@@ -26,11 +26,12 @@ import numpy as np
 from curves import Curve, curve, judge, machine, plot
 from ladder import Outcome
 
-from reverie.config import Config, dump, load, merge, override, read
+from reverie.config import Config, dump, load, override, read
 from reverie.env import make_vector
 from reverie.presets import PRESETS
 from reverie.run.collect import Scores
 from reverie.run.evaluate import evaluate, restore_agent
+from reverie.trees import merge
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/learning")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from reverie import config as configuration
+from reverie import trees
 from reverie.presets import PRESETS
 from reverie.types import ConfigError, ReverieError
 
@@ -211,7 +212,7 @@ def _tree(options: argparse.Namespace) -> dict[str, Any]:
     sources = _sources(options)
     if not (options.config or options.multimodal):
         log.info("no --config: the preset %s, %s", sources[0], PRESETS[sources[0]])
-    tree = reduce(configuration.merge, map(configuration.read, sources))
+    tree = reduce(trees.merge, map(configuration.read, sources))
     return configuration.adopt(tree, ", ".join(sources), options.overrides, _values(options), options.trust)
 
 

@@ -22,7 +22,8 @@ from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.env import EnvOptions
 from reverie.presets import locate
 from reverie.replay import ReplayOptions
-from reverie.strict_json import children, join, parse
+from reverie.strict_json import parse
+from reverie.trees import children, find, join, put, show
 from reverie.trust import refuse_code
 from reverie.types import ConfigError, Options
 from reverie.world.model import WorldOptions
@@ -195,7 +196,7 @@ def change(
     """A copy of nested plain values, changed as `override` does, before anything is checked. Raises ConfigError."""
     tree = copy.deepcopy(dict(tree))
     for key, value in [*map(_parse_override, overrides), *(values or {}).items()]:
-        _put(tree, key, value)
+        put(tree, FLAT.get(key, key), value)
     return tree
 
 
@@ -222,7 +223,7 @@ def read(source: str | Path) -> dict[str, Any]:
             raise ConfigError(f"{path}: larger than {LARGEST_FILE} bytes; a configuration is smaller")
         tree = parse(content.decode())
         if not isinstance(tree, dict):
-            raise ConfigError(f"{_show(tree)} is not an object; write {{...}}")
+            raise ConfigError(f"{show(tree)} is not an object; write {{...}}")
         return _nested(tree)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
@@ -232,15 +233,6 @@ def read(source: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
-
-
-def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested plain values, changed by others section by section."""
-    merged = dict(tree)
-    for name, value in changes.items():
-        old = merged.get(name)
-        merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def dump(config: Config) -> str:
@@ -264,37 +256,21 @@ def _nested(tree: Mapping[str, Any]) -> dict[str, Any]:
         value = section.pop(name)
         present = find(nested, key)
         if present is not None and present != value:
-            raise ConfigError(f"{short} = {_show(value)} but {key} = {_show(present)}: the same option; keep one")
-        _put(nested, short, value)
+            raise ConfigError(f"{short} = {show(value)} but {key} = {show(present)}: the same option; keep one")
+        put(nested, key, value)
     return nested
 
 
 def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not (key and equals):
-        raise ConfigError(f"{_show(text)}: unknown argument; an option is written section.key=value")
+        raise ConfigError(f"{show(text)}: unknown argument; an option is written section.key=value")
     try:
         return key, parse(value)
     except json.JSONDecodeError:
         return key, value
     except ConfigError as error:
         raise ConfigError(f"{join('', key)}: {error}") from None
-
-
-def _put(tree: dict[str, Any], key: str, value: Any) -> None:
-    *sections, name = FLAT.get(key, key).split(".")
-    for section in sections:
-        tree = tree.setdefault(section, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{join('', key)} = {_show(value)}: {section} = {_show(tree)} should be a section")
-    tree[name] = value
-
-
-def find(tree: Any, key: str) -> Any:
-    """The value under a dotted key of nested values; None where nothing is."""
-    for part in key.split("."):
-        tree = children(tree).get(part)
-    return tree
 
 
 def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
@@ -313,7 +289,7 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
         message = f"unknown key; did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"
     for opening in ("Input ", "String ", "Value error, "):
         message = message.removeprefix(opening)
-    raise ConfigError(f"{path or 'configuration'} = {_show(value)}: {message}") from None
+    raise ConfigError(f"{path or 'configuration'} = {show(value)}: {message}") from None
 
 
 def keys(options: type[Options], prefix: str = "") -> Iterator[str]:
@@ -322,9 +298,3 @@ def keys(options: type[Options], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
             yield from keys(field.annotation, f"{prefix}{name}.")
-
-
-def _show(value: Any) -> str:
-    """A value as JSON on one line, shortened."""
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

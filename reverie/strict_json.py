@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+from reverie.trees import children, join
 from reverie.types import ConfigError
 
 TWICE = object()
@@ -22,17 +23,6 @@ def parse(text: str) -> Any:
     except RecursionError:
         raise ConfigError("nested too deeply; a configuration has three levels") from None
     return value
-
-
-def children(value: Any) -> dict[Any, Any]:
-    """What a value holds, by key or index."""
-    return value if isinstance(value, dict) else dict(enumerate(value)) if isinstance(value, list) else {}
-
-
-def join(path: str, key: str | int) -> str:
-    """A dotted path with one more part, printable whatever the part is."""
-    name = str(key) if str(key).isprintable() else json.dumps(key)
-    return f"{path}.{name}" if path else name
 
 
 def _number(text: str) -> float:

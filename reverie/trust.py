@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from reverie.strict_json import children, join
+from reverie.trees import children, join
 from reverie.types import ConfigError
 
 CODE_OR_FILE = re.compile(r"[:/\\]|[^\W\d]\w*\.[^\W\d]")

@@ -17,14 +17,15 @@ ROOT = Path(__file__).parents[1]
 
 BASE = {"types", "functional"}
 BELOW_AGENT = BASE | {"compilation", "nets", "native", "world", "behavior", "imagine", "optim"}
-BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "presets", "replay", "strict_json", "trust"}
+BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "presets", "replay", "strict_json", "trees", "trust"}
 BELOW_RUN = BELOW_CONFIG | {"config"}
 
 MAY_IMPORT = {
     "types": set(),
     "functional": {"types"},
-    "strict_json": {"types"},
-    "trust": {"strict_json", "types"},
+    "trees": {"types"},
+    "strict_json": {"trees", "types"},
+    "trust": {"trees", "types"},
     "native": set(),
     "presets": {"types"},
     "compilation": {"native"},

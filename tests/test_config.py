@@ -12,8 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from reverie import config
-from reverie.config import FLAT, Config, build, dump, load, merge, read, reference
+from reverie.config import FLAT, Config, build, dump, load, read, reference
 from reverie.presets import FOLDER
+from reverie.trees import merge, put
 from reverie.types import ConfigError
 
 
@@ -279,7 +280,7 @@ def test_no_damaged_config_raises_anything_but_one_line(file, monkeypatch):
             tree: dict = {}
             for _ in range(draw.randint(1, 3)):
                 try:
-                    config._put(tree, draw.choice(keys), draw.choice(HOSTILE))
+                    put(tree, draw.choice(keys), draw.choice(HOSTILE))
                 except ConfigError:
                     refused += 1
             path = file(tree)

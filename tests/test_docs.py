@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from reverie import cli, config
+from reverie import cli, config, trees
 from reverie.presets import FOLDER, PRESETS
 from reverie.run.grid import axes
 
@@ -119,7 +119,7 @@ def check_configuration(call: argparse.Namespace) -> None:
     for source in sources:
         name = source.removeprefix("configs/").removesuffix(".json")
         assert name in PRESETS or source in OWN_FILES, source
-        tree = config.merge(tree, config.read(name) if name in PRESETS else {})
+        tree = trees.merge(tree, config.read(name) if name in PRESETS else {})
     tree = config.change(tree, call.overrides)
     if not axes(tree):
         config.build(tree)
@@ -189,7 +189,7 @@ def test_preset_loads(name: str) -> None:
 @pytest.mark.parametrize("task", ["default", "pinpad", "minigrid"])
 @pytest.mark.parametrize("arm", LADDER)
 def test_arm_of_the_ladder_changes_any_task(arm: str, task: str) -> None:
-    changed, plain = config.build(config.merge(config.read(task), config.read(arm))), config.load(task)
+    changed, plain = config.build(trees.merge(config.read(task), config.read(arm))), config.load(task)
     assert changed.hierarchy.enabled == ("a0" not in arm and "a1" not in arm)
     assert (changed.env, changed.run, changed.world) == (plain.env, plain.run, plain.world)
 

@@ -14,6 +14,7 @@ from typing import Any, get_args, get_origin
 
 from reverie import config as configuration
 from reverie.config import FLAT, Config
+from reverie.trees import find
 from reverie.types import ConfigError, Options
 
 MOST_TRIALS = 10_000
@@ -73,7 +74,7 @@ def expand(tree: Mapping[str, Any], name: str) -> Grid:
     """
     found = axes(tree)
     _refuse(found)
-    base = configuration.change(tree, (), {"run.name": configuration.find(tree, "run.name") or _safe(name)})
+    base = configuration.change(tree, (), {"run.name": find(tree, "run.name") or _safe(name)})
     combinations = itertools.product(*found.values())
     configs = [_build(base, dict(zip(found, values, strict=True))) for values in combinations]
     folder = Path(configs[0].run.directory) / str(configs[0].run.name)
@@ -128,7 +129,7 @@ def _build(base: Mapping[str, Any], settings: Mapping[str, Any]) -> Config:
 def _trial(config: Config, folder: Path, keys: list[str]) -> Trial:
     """The trial with a name for its folder; a digest stands for what had to be left out of the name."""
     values = config.model_dump(mode="json")
-    settings = {key: configuration.find(values, key) for key in keys}
+    settings = {key: find(values, key) for key in keys}
     text = describe(settings)
     name = _safe(text)
     if name != text or len(name) > 100:

@@ -26,6 +26,7 @@ from reverie.run.clock import Interruption
 from reverie.run.device import cores
 from reverie.run.folder import FolderInUse, lock
 from reverie.run.grid import PLACES, Grid, Trial, expand, show
+from reverie.trees import find
 from reverie.trust import code
 from reverie.types import ConfigError, StoredDataError
 
@@ -226,7 +227,7 @@ def _remember(grid: Grid) -> None:
     path = grid.folder / "sweep.json"
     old, every = reopen(grid.folder).tree if path.exists() else grid.tree, list(configuration.keys(Config))
     for key in every:
-        before, now = configuration.find(old, key), configuration.find(grid.tree, key)
+        before, now = find(old, key), find(grid.tree, key)
         section = any(other.startswith(f"{key}.") for other in every)
         grown = key in grid.axes and isinstance(before, list)
         if before != now and not (section or grown or key == "run.steps" or key in PLACES):
