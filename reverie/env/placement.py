@@ -5,17 +5,16 @@ Rows are the same wherever they are made, so timing decides how fast a run is an
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import multiprocessing
-import random
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from reverie.env.generators import kept, with_generators
 from reverie.env.registry import EnvOptions, make
 from reverie.env.worker import summary
 from reverie.env.wrappers import Environment
@@ -45,13 +44,15 @@ def with_mode(options: EnvOptions) -> EnvOptions:
         return options
     mode, reason = "processes", ""
     try:
-        with _global_random_state_kept():
+        with kept():
             step, message = _time(options)
         reason = f"a step takes {1000 * step:.2f} ms, a message to another process {1000 * message:.2f} ms"
         mode = "processes" if step > WORTH * message else "inline"
     except ReverieError:
         raise
-    except Exception as error:  # a foreign environment may raise anything
+    except KeyboardInterrupt:  # of the user
+        raise
+    except BaseException as error:  # a foreign environment may raise anything, SystemExit too
         reason = f"failed while it was timed ({summary(error)})"
     logger.info("%s: %s; env.mode = %s", options.name, reason, mode)
     return options.model_copy(update={"mode": mode})
@@ -59,7 +60,7 @@ def with_mode(options: EnvOptions) -> EnvOptions:
 
 def _time(options: EnvOptions) -> tuple[float, float]:
     """Seconds of one step, and of one message that carries its result."""
-    environment = make(options)
+    environment = with_generators(functools.partial(make, options), 0)
     try:
         step, question, answer = _time_steps(environment)
     finally:
@@ -109,14 +110,3 @@ def _time_message(question: Any, answer: Any) -> float:
             ours.recv()
             seconds.append(time.perf_counter() - began)
     return float(np.median(seconds))
-
-
-@contextlib.contextmanager
-def _global_random_state_kept() -> Iterator[None]:
-    """Some environments draw from the global generators, which the run may share with them."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

@@ -43,16 +43,18 @@ class Row(NamedTuple):
 class Slot:
     """Plays one environment, episode after episode; each is determined by (seed, number, episode) and the actions.
 
+    What the environment draws when it is made is determined by (seed, number, starts), which is what ``start`` is told.
     Where the environment fails, it is started again and the open episode ends as truncated: its last observation
     once more, with reward 0. `EnvironmentFailure` is raised when that happens too often.
     """
 
-    def __init__(self, number: int, options: EnvOptions, seed: int, start: Callable[[], Place]):
+    def __init__(self, number: int, options: EnvOptions, seed: int, start: Callable[[int], Place]):
         self.number = number
         self.options = options
         self.seed = seed
         self.start = start
-        self.place = start()
+        self.starts = 0
+        self.place = self._start()
         self.failures: deque[float] = deque()
         self.episode = 0
         self.length = 0
@@ -99,11 +101,16 @@ class Slot:
         """Plain containers and tensors. ``actions`` [length, A] is None where the episode has become too long."""
         actions = None if self.actions is None else torch.from_numpy(np.array(self.actions, np.float32))
         obs = {key: torch.from_numpy(value.copy()) for key, value in self.obs.items()} if self.open else {}
-        return {"episode": self.episode, "open": self.open, "lost": self.lost, "actions": actions, "obs": obs}
+        now = {"episode": self.episode, "starts": self.starts, "open": self.open, "lost": self.lost}
+        return now | {"actions": actions, "obs": obs}
 
     def send_restore(self, state: dict[str, Any], seed: int) -> None:
         """Takes over a state and, where an episode is open, asks the environment to go back into it."""
-        self.seed, self.episode = seed, state["episode"]
+        if (seed, state["starts"]) != (self.seed, self.starts):  # it was made with other random numbers
+            self.seed, self.starts = seed, state["starts"]
+            self._stop()
+            self.place = self._start()
+        self.episode = state["episode"]
         self.open, self.lost = state["open"], state["lost"] or (state["open"] and state["actions"] is None)
         self.obs = {key: value.numpy().copy() for key, value in state["obs"].items()}
         self.actions = None if state["actions"] is None else list(state["actions"].numpy().copy())
@@ -147,8 +154,7 @@ class Slot:
 
     def _restart(self, failure: Failure) -> None:
         """Replaces the environment after a pause, or raises `EnvironmentFailure` when the budget is spent."""
-        self.place.release()
-        self.place.stop(time.monotonic())
+        self._stop()
         where = f"{self.options.name}, worker {self.number}, episode {self.episode}"
         where += f" (seed {self._episode_seed()}), step {self.length if self.open else 0}: {failure.summary}"
         logger.debug("%s\n%s", where, failure.trace)
@@ -163,7 +169,16 @@ class Slot:
             )
         logger.warning("%s; the environment is started again%s", where, ", its episode is truncated" * self.open)
         time.sleep(min(LONGEST_PAUSE, 0.05 * 2 ** len(self.failures)))
-        self.place = self.start()
+        self.starts += 1
+        self.place = self._start()
+
+    def _stop(self) -> None:
+        self.place.release()
+        self.place.stop(time.monotonic())
+
+    def _start(self) -> Place:
+        seed = np.random.SeedSequence([self.seed, self.number], spawn_key=(self.starts,))
+        return self.start(int(seed.generate_state(1)[0]))
 
     def _episode_seed(self) -> int:
         return int(np.random.SeedSequence([self.seed, self.number, self.episode]).generate_state(1)[0] >> 1)

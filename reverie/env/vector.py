@@ -21,6 +21,7 @@ import gymnasium
 import numpy as np
 
 from reverie.env import plugins
+from reverie.env.generators import kept, with_generators
 from reverie.env.placement import with_mode
 from reverie.env.registry import ENVIRONMENTS, EnvOptions, find, make, suite_of
 from reverie.env.slot import Slot
@@ -35,13 +36,13 @@ GRACE_SECONDS = 2.0
 
 
 class VectorEnv:
-    """``size`` environments that ``place`` makes, with one episode stream each.
+    """``size`` environments that ``place`` makes of number and seed, with one episode stream each.
 
     Raises `ConfigError` if the environments do not all have the same spaces, and `EnvironmentFailure` when one of them
     fails more often than ``options.restarts`` allows.
     """
 
-    def __init__(self, options: EnvOptions, seed: int, size: int, place: Callable[[int], Place]):
+    def __init__(self, options: EnvOptions, seed: int, size: int, place: Callable[[int, int], Place]):
         self.name = options.name
         self.seed = seed
         self.size = size
@@ -49,7 +50,8 @@ class VectorEnv:
         try:
             for slot in self.slots:
                 slot.place.send("describe")
-            described = [slot.describe() for slot in self.slots]
+            with kept():
+                described = [slot.describe() for slot in self.slots]
             for number, spaces in enumerate(described):
                 if spaces != described[0]:
                     raise ConfigError(
@@ -75,7 +77,9 @@ class VectorEnv:
 
     def receive(self) -> Step:
         """The rows that `send` asked for. Until then, `state_dict` knows nothing of these actions."""
-        obs, reward, first, last, terminal = zip(*[slot.receive() for slot in self.slots], strict=True)
+        with kept():
+            rows = [slot.receive() for slot in self.slots]
+        obs, reward, first, last, terminal = zip(*rows, strict=True)
         return Step(
             {key: np.array([one[key] for one in obs]) for key in self.observation},
             np.array(reward, np.float32),
@@ -88,7 +92,8 @@ class VectorEnv:
         """A picture of one environment, uint8 [height, width, 3], where it can draw one."""
         place = self.slots[number].place
         place.send("render")
-        return place.receive(self.slots[number].options.step_timeout)
+        with kept():
+            return place.receive(self.slots[number].options.step_timeout)
 
     def state_dict(self) -> dict[str, Any]:
         """Where every environment is: enough to continue with the very same rows."""
@@ -105,9 +110,10 @@ class VectorEnv:
                 f"the saved run has {len(state['slots'])} environments, this one {self.size}; set env.envs to match"
             )
         self.seed = state["seed"]
-        for slot, saved in zip(self.slots, state["slots"], strict=True):
-            slot.send_restore(saved, self.seed)
-        lost = [slot.number for slot in self.slots if not slot.receive_restore()]
+        with kept():
+            for slot, saved in zip(self.slots, state["slots"], strict=True):
+                slot.send_restore(saved, self.seed)
+            lost = [slot.number for slot in self.slots if not slot.receive_restore()]
         if lost:
             logger.warning("%s: the open episodes of workers %s cannot be continued and are truncated", self.name, lost)
 
@@ -118,8 +124,9 @@ class VectorEnv:
 
     def close(self) -> None:
         """Closes every environment; those that do not answer are ended."""
-        for slot in self.slots:
-            slot.place.release()
+        with kept():
+            for slot in self.slots:
+                slot.place.release()
         deadline = time.monotonic() + GRACE_SECONDS
         for slot in self.slots:
             slot.place.stop(deadline)
@@ -133,8 +140,8 @@ def make_vector(options: EnvOptions, seed: int, *, envs: int | None = None) -> V
     options = with_mode(options)
     recipe = None if options.mode == "inline" else _recipe(options)
     if recipe is None:
-        return VectorEnv(options, seed, size, lambda number: Inline(functools.partial(make, options)))
-    return VectorEnv(options, seed, size, lambda number: Worker(recipe, f"{options.name}-{number}"))
+        return VectorEnv(options, seed, size, lambda number, own: Inline(functools.partial(_make, options), own))
+    return VectorEnv(options, seed, size, lambda number, own: Worker(recipe, own, f"{options.name}-{number}"))
 
 
 def _recipe(options: EnvOptions) -> bytes | None:
@@ -154,9 +161,13 @@ def _registered(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
     return ours, {name: gymnasium.registry[name]} if name in gymnasium.registry else {}
 
 
-def _build(options: EnvOptions, registered: bytes) -> Environment:
+def _build(options: EnvOptions, registered: bytes, seed: int) -> Environment:
     plugins.load(options.plugins)  # before the rest is unpickled, which may refer to them
     ours, gymnasiums = cloudpickle.loads(registered)
     ENVIRONMENTS.update(ours)
     gymnasium.registry.update(gymnasiums)
-    return make(options)
+    return _make(options, seed)
+
+
+def _make(options: EnvOptions, seed: int) -> Environment:
+    return with_generators(functools.partial(make, options), seed)

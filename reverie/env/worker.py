@@ -65,10 +65,13 @@ class Place(Protocol):
 
 
 class Inline:
-    """An environment in this process: it answers when it is asked to, however long that takes."""
+    """An environment in this process: it answers when it is asked to, however long that takes.
 
-    def __init__(self, build: Callable[[], Environment]):
-        self.build = build
+    It leaves the global generators in a state of its own: who asks keeps them.
+    """
+
+    def __init__(self, build: Callable[[int], Environment], seed: int):
+        self.build, self.seed = build, seed
         self.environment: Environment | None = None
         self.question: tuple = ()
 
@@ -78,24 +81,24 @@ class Inline:
     def receive(self, timeout: float) -> Any:
         try:
             if self.environment is None:
-                self.environment = self.build()
+                self.environment = self.build(self.seed)
             return answer(self.environment, *self.question)
-        except Exception as error:
+        except KeyboardInterrupt:  # of the user
+            raise
+        except BaseException as error:  # SystemExit too: an environment does not end the run
             raise as_failure(error) from error
 
     def release(self) -> None:
-        if self.environment is not None:
-            with contextlib.suppress(Exception):
-                self.environment.close()
+        _close(self.environment)
 
     def stop(self, deadline: float) -> None:
         self.environment = None
 
 
 class Worker:
-    """An environment in a process of its own, which ``recipe`` (a pickled function) tells how to build."""
+    """An environment in a process of its own, which ``recipe`` (a pickled function of the seed) tells how to build."""
 
-    def __init__(self, recipe: bytes, name: str):
+    def __init__(self, recipe: bytes, seed: int, name: str):
         # A server that has the package imported forks faster than new interpreters start, and shares their memory.
         if "forkserver" in multiprocessing.get_all_start_methods():
             context = multiprocessing.get_context("forkserver")
@@ -103,7 +106,7 @@ class Worker:
         else:
             context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, recipe), name=name, daemon=True)
+        self.process = context.Process(target=serve, args=(theirs, recipe, seed), name=name, daemon=True)
         with _without_main(), _with_one_thread():
             self.process.start()
         theirs.close()
@@ -140,22 +143,20 @@ class Worker:
             self.process.join(SLICE)
 
 
-def serve(connection: Connection, recipe: bytes) -> None:
+def serve(connection: Connection, recipe: bytes, seed: int) -> None:
     """The life of a worker: build the environment, answer until the other end closes. It ends with its first error."""
     _leave_the_terminal_to_the_parent()
     threading.Thread(target=_end_with_parent, daemon=True).start()
     environment = None
     try:
-        environment = cloudpickle.loads(recipe)()
+        environment = cloudpickle.loads(recipe)(seed)
         while question := _next(connection):
             connection.send((None, answer(environment, *question)))
     except BaseException as error:
         with contextlib.suppress(OSError):
             connection.send((as_failure(error), None))
     finally:
-        if environment is not None:
-            with contextlib.suppress(Exception):
-                environment.close()
+        _close(environment)
 
 
 def answer(environment: Environment, command: str, *arguments: Any) -> Any:
@@ -218,6 +219,13 @@ def _with_one_thread() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _close(environment: Environment | None) -> None:
+    """Whatever an environment raises when it is closed, it is gone."""
+    if environment is not None:
+        with contextlib.suppress(Exception, SystemExit):
+            environment.close()
 
 
 def _next(connection: Connection) -> tuple:

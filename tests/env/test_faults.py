@@ -17,6 +17,7 @@ import pytest
 
 from reverie.env import EnvOptions, make_vector
 from reverie.types import ConfigError, EnvironmentFailure
+from tests.counting import CountingEnv
 
 ACTION = np.eye(3, dtype=np.float32)[[1, 1]]
 
@@ -146,6 +147,27 @@ def test_an_environment_that_always_fails_ends_with_its_name_worker_seed_and_ste
         play(mode, steps=20, envs=1, restarts=2, fault=fault)
 
 
+def leave(*_: Any, **__: Any) -> Any:
+    """As a game does whose window was closed."""
+    sys.exit(3)
+
+
+def interrupt(*_: Any, **__: Any) -> Any:
+    """As Ctrl-C does, wherever the program is."""
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("where", ["__init__", "reset", "step"])
+def test_an_environment_in_this_process_cannot_end_it(where, monkeypatch):
+    monkeypatch.setattr(CountingEnv, where, leave)
+    monkeypatch.setattr(CountingEnv, "close", leave)
+    with pytest.raises(EnvironmentFailure, match="SystemExit: 3"):
+        play("inline", steps=2, envs=1, restarts=0)
+    monkeypatch.setattr(CountingEnv, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        play("inline", steps=2, envs=1)
+
+
 def test_old_failures_are_forgiven(monkeypatch, tmp_path):
     monkeypatch.setattr("reverie.env.slot.BUDGET_SECONDS", 0.0)
     with vector("inline", envs=1, restarts=1, fault="step", when=1) as env:
@@ -203,11 +225,11 @@ def test_an_environment_in_a_process_computes_with_one_thread(tmp_path):
     import cloudpickle
     from reverie.env.worker import Worker
 
-    def build():
+    def build(seed):
         import torch
         return SimpleNamespace(observation=torch.get_num_threads(), action=None, close=lambda: None)
 
-    worker = Worker(cloudpickle.dumps(build), "one")
+    worker = Worker(cloudpickle.dumps(build), 0, "one")
     worker.send("describe")
     print(worker.receive(60.0)[0], os.environ["OMP_NUM_THREADS"])
     worker.release()

@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from reverie.env import ENVIRONMENTS, EnvOptions, make_vector, placement, with_mode
 from reverie.types import ConfigError
@@ -22,6 +23,7 @@ class Draws(CountingEnv):
     def step(self, action):
         np.random.random()
         random.random()
+        torch.rand(())
         return super().step(action)
 
     def close(self):
@@ -58,14 +60,18 @@ def test_a_mode_that_was_chosen_is_not_timed(monkeypatch, mode):
 
 def test_the_timing_leaves_no_trace():
     ENVIRONMENTS["draws"] = Draws
-    random.seed(3)
-    np.random.seed(3)
+
+    def seed() -> None:
+        random.seed(3)
+        np.random.seed(3)
+        torch.manual_seed(3)
+
+    seed()
     with_mode(EnvOptions(name="draws"))
     assert len(Draws.closed) == 1 and Draws.closed[0].count > 0
-    after = random.random(), np.random.random()
-    random.seed(3)
-    np.random.seed(3)
-    assert after == (random.random(), np.random.random())
+    after = random.random(), np.random.random(), torch.rand(()).item()
+    seed()
+    assert after == (random.random(), np.random.random(), torch.rand(()).item())
 
 
 def test_rows_are_those_of_an_environment_that_was_never_timed():
@@ -77,7 +83,7 @@ def test_rows_are_those_of_an_environment_that_was_never_timed():
     assert seen[0] == seen[1]
 
 
-@pytest.mark.parametrize("fault", ["init", "reset", "step", "shape"])
+@pytest.mark.parametrize("fault", ["init", "reset", "step", "quit", "shape"])
 def test_an_environment_that_fails_meanwhile_goes_where_it_is_watched(fault, caplog):
     with caplog.at_level(logging.INFO):
         assert with_mode(EnvOptions(name="counting", kwargs={"fault": fault})).mode == "processes"
