@@ -65,11 +65,20 @@ class Slot:
         self.taken = np.zeros(0, np.float32)  # the action of a step that is under way
 
     def describe(self) -> tuple[dict[str, ObservationSpec], ActionSpec]:
-        """What the environment shows and takes; the question must have been sent."""
+        """What the environment shows and takes; the question must have been sent.
+
+        Raises `EnvironmentFailure` as `_restart` does, and where it cannot be made twice for the same reason.
+        """
+        reason = None
         while True:
             try:
                 return self.place.receive(self.options.reset_timeout)
             except Failure as failure:
+                if failure.summary == reason:
+                    raise EnvironmentFailure(
+                        f"{self.options.name} cannot be made, as two attempts have shown: {reason}"
+                    ) from failure
+                reason = failure.summary
                 self._restart(failure)
                 self.place.send("describe")
 

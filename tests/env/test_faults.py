@@ -140,7 +140,7 @@ def test_a_worker_is_not_blamed_for_a_pause_of_everything(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["inline", "processes"])
-@pytest.mark.parametrize("fault", ["init", "reset", "step"])
+@pytest.mark.parametrize("fault", ["reset", "step"])
 def test_an_environment_that_always_fails_ends_with_its_name_worker_seed_and_step(fault, mode):
     expected = rf"counting, worker 0, episode \d+ \(seed \d+\), step \d: RuntimeError: {fault} went wrong; 3 failures"
     with pytest.raises(EnvironmentFailure, match=expected):
@@ -166,6 +166,14 @@ def test_an_environment_in_this_process_cannot_end_it(where, monkeypatch):
     monkeypatch.setattr(CountingEnv, where, interrupt)
     with pytest.raises(KeyboardInterrupt):
         play("inline", steps=2, envs=1)
+
+
+@pytest.mark.parametrize("mode", ["inline", "processes"])
+def test_what_cannot_be_made_twice_alike_is_not_tried_again(mode, caplog):
+    with caplog.at_level(logging.WARNING), pytest.raises(EnvironmentFailure) as raised:
+        play(mode, steps=1, envs=1, fault="init")
+    assert str(raised.value) == "counting cannot be made, as two attempts have shown: RuntimeError: init went wrong"
+    assert len(caplog.records) == 1
 
 
 def test_old_failures_are_forgiven(monkeypatch, tmp_path):
