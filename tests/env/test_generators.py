@@ -72,10 +72,6 @@ def test_no_two_draws_are_alike_among_workers_episodes_and_seeds(mode, vector):
         assert len(np.unique(drawn)) == drawn.size
 
 
-def test_processes_give_the_same_rows_as_inline(vector):
-    assert_same(play(vector(mode="inline"), STEPS), play(vector(mode="processes"), STEPS))
-
-
 def test_an_environment_draws_the_same_whoever_else_is_played(vector):
     alone = play(vector(envs=1), STEPS[:, :1])
     among = play(vector(envs=3), STEPS)
@@ -101,35 +97,46 @@ def test_one_that_is_started_again_draws_anew_and_a_loaded_state_knows_it(vector
     assert_same(play(env, STEPS[12:15, :1]), play(resumed, STEPS[12:15, :1]))
 
 
-def test_the_callers_generators_go_on_undisturbed(tmp_path):
-    """In a program of its own: here, those who check the types of lists draw from Python's generator as well."""
-    body = """
+PROGRAM = """
     import random, torch
     from reverie.env import ENVIRONMENTS
     from tests.env.test_generators import Draws, STEPS
+    from tests.env.test_vector import assert_same, play
 
-    def numbers():
-        return [random.random(), np.random.random(), torch.rand(()).item(), random.gauss(0, 1)]
+    ENVIRONMENTS["draws"] = Draws
+    inline, processes = (
+        make_vector(EnvOptions(name="draws", mode=mode), 7, envs=3) for mode in ("inline", "processes")
+    )
+    assert_same(play(inline, STEPS), play(processes, STEPS))
 
     def seed():
         random.seed(3), np.random.seed(3), torch.manual_seed(3)
 
+    def numbers():
+        return [random.random(), np.random.random(), torch.rand(()).item(), random.gauss(0, 1)]
+
+    def play_between():
+        yield
+        env = make_vector(EnvOptions(name="draws", mode="inline"), 7, envs=3)
+        yield
+        for action in STEPS[:5]:
+            yield env.step(action)
+        yield env.load_state_dict(env.state_dict())
+        yield env.close()
+
     seed()
     expected = [numbers() for _ in range(9)]
     seed()
-    found = [numbers()]
-    ENVIRONMENTS["draws"] = Draws
-    env = make_vector(EnvOptions(name="draws", mode="inline"), 7, envs=3)
-    found.append(numbers())
-    for action in STEPS[:5]:
-        env.step(action)
-        found.append(numbers())
-    env.load_state_dict(env.state_dict())
-    found.append(numbers())
-    env.close()
-    print([*found, numbers()] == expected)
+    assert [numbers() for _ in play_between()] == expected
+    print("done")
+    inline.close()
+    processes.close()
 """
-    assert run_script(tmp_path, body).communicate(timeout=120)[0].split() == ["True"]
+
+
+def test_processes_give_the_same_rows_as_inline_and_the_callers_generators_go_on_undisturbed(tmp_path):
+    """In a program of its own: those who check types in tests draw from Python's generator as well."""
+    assert run_script(tmp_path, PROGRAM).communicate(timeout=120)[0].split() == ["done"]
 
 
 def test_what_an_environment_seeds_itself_stays_its_own(vector):
