@@ -28,7 +28,7 @@ from reverie import config as configuration
 from reverie.config import Config
 from reverie.types import ConfigError, ReverieError, StoredDataError
 
-FORMAT = 2
+FORMAT = 3
 """The layout of the saved state; raised when a reader of the old one could not understand the new one."""
 
 MARK = b"reverie blake2b:"
@@ -93,7 +93,7 @@ def load_first(path: Path, *spares: Path) -> tuple[Path, dict[str, Any]]:
         for spare in spares:
             with contextlib.suppress(StoredDataError):
                 state = load(spare)
-                log.warning("%s; going on from %s, though not bit for bit", failure, spare)
+                log.warning("%s; going on from %s", failure, spare)
                 return spare, state
         raise
 
@@ -142,11 +142,12 @@ def decode(data: memoryview, path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, data: bytes | memoryview, keep: Path | None = None) -> None:
-    """Replaces ``path`` by a file with these bytes, durably; what stood there before moves to ``keep``.
+    """Replaces ``path`` by a file with these bytes, durably; what stood there before is ``keep`` from now on.
 
-    Raises ResourceError when the system refuses; then ``path`` is as it was and nothing is left behind.
+    There is a file at ``path`` at every moment. Raises ResourceError when the system refuses; then ``path`` is as it
+    was and nothing is left behind.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary, spare = path.with_name(path.name + ".tmp"), path.with_name(path.name + ".spare.tmp")
     size = len(data)
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -159,13 +160,15 @@ def write(path: Path, data: bytes | memoryview, keep: Path | None = None) -> Non
         finally:
             os.close(descriptor)
         if keep is not None:
-            os.replace(path, keep)
+            _duplicate(path, spare)
+            os.replace(spare, keep)
         os.replace(temporary, path)
         _sync(path.parent)
     except OSError as error:
         raise _refusal(path, size, error) from error
     finally:
         _remove(temporary)
+        _remove(spare)
 
 
 class Checkpoints:
@@ -190,16 +193,21 @@ class Checkpoints:
         write(probe, b"reverie")
         _remove(probe)
 
-    def save(self, state: Mapping[str, Any], *, best: bool = False) -> None:
-        """Saves as the latest and, when ``best`` or the run's first, as the best. Raises what `save` does."""
+    def save(self, state: Mapping[str, Any], *, best: bool = False) -> bool:
+        """Saves as the latest and, when ``best`` or the run's first, as the best. Raises what `save` does.
+
+        Returns whether what was the latest is now the previous: a corrupt one is not kept.
+        """
         with ThreadPoolExecutor(1) as pool:
             intact = pool.submit(_intact, self.latest)  # only a sound file may push out the one before it
             data = encode(state)
-        write(self.latest, data, keep=self.previous if intact.result() else None)
+        sound = intact.result()
+        write(self.latest, data, keep=self.previous if sound else None)
         self._show(self.latest)
         if best or not self.best.exists():
             write(self.best, data)
         self._show(self.best)
+        return sound
 
     def _show(self, path: Path) -> None:
         """Makes the mirror lead to ``path``: by a link, or by a copy where links are not allowed."""
@@ -253,9 +261,19 @@ def _intact(path: Path) -> bool:
     return bytes(data[-TRAILER:]) == _trailer(data[:-TRAILER])
 
 
-def _sync(folder: Path) -> None:
-    """Makes a rename in the folder survive a power loss."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _duplicate(path: Path, other: Path) -> None:
+    """Gives a file a second name, or where the file system has no links, makes a durable copy of it."""
+    _remove(other)
+    try:
+        os.link(path, other)
+    except OSError:
+        shutil.copyfile(path, other)
+        _sync(other)
+
+
+def _sync(path: Path) -> None:
+    """Makes what a file holds, or a rename in a folder, survive a power loss."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -159,6 +159,45 @@ def test_a_run_keeps_the_latest_the_previous_and_the_best(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best_model.pt", "latest.pt", "previous.pt"]
 
 
+def test_the_latest_is_there_at_every_moment_of_a_save(tmp_path, monkeypatch):
+    """Whoever begins a run in this folder must not take it for an empty one."""
+    kept = Checkpoints(tmp_path)
+    kept.save(state(1))
+    missing = []
+    for name in ("link", "replace", "fsync", "open"):
+        real = getattr(os, name)
+
+        def watch(*arguments, real=real):
+            missing.append(not kept.latest.exists())
+            result = real(*arguments)
+            missing.append(not kept.latest.exists())
+            return result
+
+        monkeypatch.setattr(os, name, watch)
+    kept.save(state(2))
+    assert missing and not any(missing)
+    assert [load(path)["global_step"] for path in (kept.latest, kept.previous)] == [2, 1]
+
+
+def test_where_links_are_not_allowed_the_previous_is_a_copy(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    kept = Checkpoints(tmp_path)
+    for step in (1, 2, 3):
+        kept.save(state(step))
+    assert [load(path)["global_step"] for path in (kept.latest, kept.previous)] == [3, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best_model.pt", "latest.pt", "previous.pt"]
+
+
+def test_a_save_tells_whether_the_former_latest_became_the_previous(tmp_path):
+    kept = Checkpoints(tmp_path)
+    assert [kept.save(state(step)) for step in (1, 2)] == [False, True]
+    kept.latest.write_bytes(b"dust")
+    assert not kept.save(state(3))
+
+
 def test_the_first_checkpoint_is_the_best_so_far(tmp_path):
     Checkpoints(tmp_path).save(state(1))
     assert load(tmp_path / "best_model.pt")["global_step"] == 1
