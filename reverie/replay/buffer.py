@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Shaped
 from pydantic import Field
 
-from reverie.replay.chunks import Columns, row_bytes
+from reverie.replay.chunks import Columns, row_bytes, unknown
 from reverie.replay.store import ChunkStore
 from reverie.replay.windows import Plan, gather, gather_context, plan
 from reverie.types import (
@@ -32,9 +32,6 @@ from reverie.types import (
     StoredDataError,
     action_width,
 )
-
-NO_CLASS = 255
-"""What a latent of class indices (uint8) holds where no class was chosen: it decodes to the all-zero vector."""
 
 AGE_RATE = 0.05
 """How fast the mean age of sampled rows follows the newest batch."""
@@ -55,6 +52,8 @@ class ReplayOptions(Options):
     """Steps per file; fewer if the capacity is small."""
     online: bool = True
     """Serve each new non-overlapping window once, as soon as it is complete."""
+    journal: bool = True
+    """Keep what learning overwrites until two checkpoints later, so that a killed run resumes bit for bit."""
 
     def least_capacity(self, streams: int) -> int:
         """Steps that `SequenceReplayBuffer.ready` asks for, with room for the chunk that is evicted next."""
@@ -96,7 +95,8 @@ class SequenceReplayBuffer:
                 f" raise replay.capacity (or capacity_bytes) to at least {needed} steps"
             )
         chunk = max(1, min(options.chunk, capacity // (16 * streams)))
-        self.store = ChunkStore(Path(directory), columns, latent, streams + 1, options.length + 1, chunk, capacity)
+        layout = streams + 1, options.length + 1, chunk, capacity
+        self.store = ChunkStore(Path(directory), columns, latent, *layout, journal=options.journal)
         self._random = np.random.Generator(np.random.PCG64(seed))
         self._online: deque[int] = deque()
         self._age = 0.0
@@ -152,10 +152,7 @@ class SequenceReplayBuffer:
         rows = [episode[key] for key in self.observation]
         rows += [np.where(ends[:, None], 0, episode["action"]), episode["reward"]]
         rows += [np.arange(length) == 0, ends, terminal]
-        rows += [
-            np.full((length, *shape), NO_CLASS if dtype == "uint8" else 0, dtype)
-            for shape, dtype in self.latent.values()
-        ]
+        rows += [np.full((length, *shape), unknown(dtype), dtype) for shape, dtype in self.latent.values()]
         for row in zip(*rows, strict=True):
             self._append(self.stream_count, row)
 
@@ -209,9 +206,12 @@ class SequenceReplayBuffer:
         """Waits until everything that was added is on the disk. Call it before a checkpoint."""
         self.store.flush()
 
-    def commit(self) -> None:
-        """Tells that the last `state_dict` is safely stored: what only older ones needed is deleted."""
-        self.store.commit()
+    def commit(self, *, replaced: bool = True) -> None:
+        """Tells that the last `state_dict` is safely stored, and whether the one stored before it is kept beside it.
+
+        What neither needs is deleted.
+        """
+        self.store.commit(replaced=replaced)
 
     def state_dict(self) -> dict:
         """Where the buffer stands; the data itself stays in the directory."""

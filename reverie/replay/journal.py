@@ -1,7 +1,8 @@
 """The undo journal: old values of rewritten latents, so that a crashed run can go back to its last checkpoint.
 
 Generation g of the journal holds what was overwritten between checkpoint g and checkpoint g + 1. A record is complete
-in the page cache before its row is overwritten, so a kill at any moment loses nothing.
+in the page cache before its row is overwritten, so a kill at any moment loses nothing. It has no digest of its own:
+what it brings back is compared with the digests that the checkpoint has of all latents.
 """
 
 from __future__ import annotations
@@ -44,27 +45,27 @@ class Journal:
         while data:
             data = data[self._file.write(data) :]
 
-    def rewind(self, generation: int) -> Iterator[np.ndarray]:
-        """Yields the records since checkpoint ``generation``, newest generation first, then forgets them.
-
-        Restoring is safe to repeat: a file goes away only after its records, and all newer ones, were consumed.
-        """
+    def records(self, generation: int) -> Iterator[np.ndarray]:
+        """Yields the records since checkpoint ``generation``, newest first: the oldest have the last word."""
         for newer in sorted((number for number in self._generations() if number >= generation), reverse=True):
             count = self._path(newer).stat().st_size // self.record.itemsize  # a torn last record was never acted upon
             if count:
                 records = np.memmap(self._path(newer), self.record, "r", shape=(count,))
                 yield from (np.asarray(records[begin : begin + BLOCK]) for begin in range(0, count, BLOCK))
+
+    def rewind(self, generation: int) -> None:
+        """Forgets what happened since checkpoint ``generation``; call it when all of it is undone on the disk.
+
+        Undoing is safe to repeat: the newest file goes first, for what it holds is not needed by older ones.
+        """
+        for newer in sorted((number for number in self._generations() if number > generation), reverse=True):
             self._path(newer).unlink()
         self.begin(generation)
 
-    def holds(self, generation: int) -> bool:
-        """Whether the way back to checkpoint ``generation`` is still known."""
-        return self._path(generation).exists()
-
-    def discard(self) -> None:
-        """Forgets the way back to all checkpoints before the current one."""
+    def discard(self, oldest: int) -> None:
+        """Forgets the way back to all checkpoints before generation ``oldest``."""
         for generation in self._generations():
-            if generation < self.generation:
+            if generation < oldest:
                 self._path(generation).unlink()
 
     def clear(self) -> None:

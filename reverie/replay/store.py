@@ -1,23 +1,22 @@
 """The store: all chunks of one buffer, oldest first, and how they survive a crash.
 
-A checkpoint names a *cursor*: the chunks and how many rows each held. Loading it cuts away everything newer and takes
-rewritten latents back, so the directory becomes what it was. Hence nothing that a checkpoint may still need is deleted
-before `ChunkStore.commit` says that a newer checkpoint is safe.
+A checkpoint names a *cursor*: the chunks, how many rows each held, and digests of them. Loading it cuts away everything
+newer and takes rewritten latents back, so the directory becomes what it was. Hence nothing that one of the last two
+checkpoints may still need is deleted; `ChunkStore.commit` says which those are.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from reverie.replay import layout
 from reverie.replay.chunks import Chunk, Columns
 from reverie.replay.journal import Journal
 from reverie.types import StoredDataError
@@ -38,27 +37,28 @@ class Stream:
     """Adjacent chunks that hold at least the last window; the newest one is being written."""
 
 
-OPTIONS = {
-    "streams": ("env.envs", 1),
-    "window": ("replay.length", 1),
-    "chunk": ("replay.chunk (or its share of replay.capacity)", 0),
-}
-"""What the layout follows from: the option, and what is added to it (a stream of recorded episodes, a context row)."""
-
-
 class ChunkStore:
     """Rows of ``streams`` streams in a directory, at most ``capacity`` of them; the oldest full chunk goes first.
 
-    A window is ``window`` consecutive rows of one stream and is named by the id of its first row.
+    A window is ``window`` consecutive rows of one stream and is named by the id of its first row. Without a journal,
+    rewritten latents cannot be taken back: those of a killed run are forgotten.
     """
 
     def __init__(
-        self, directory: Path, columns: Columns, latents: Columns, streams: int, window: int, size: int, capacity: int
+        self,
+        directory: Path,
+        columns: Columns,
+        latents: Columns,
+        streams: int,
+        window: int,
+        size: int,
+        capacity: int,
+        *,
+        journal: bool = True,
     ) -> None:
         self.directory, self.columns, self.latents = directory, columns, latents
-        self.window, self.size, self.capacity = window, size, capacity
-        self.layout: dict[str, Any] = {"streams": streams, "window": window, "chunk": size}
-        self.layout |= {"columns": _plain(columns), "latents": _plain(latents)}
+        self.window, self.size, self.capacity, self.journaled = window, size, capacity, journal
+        self.layout = layout.describe(columns, latents, streams, window, size)
         self.journal = Journal(directory, latents)
         self.streams = [Stream() for _ in range(streams)]
         self.chunks: dict[int, Chunk] = {}
@@ -66,11 +66,11 @@ class ChunkStore:
         """Evicted chunks whose files are still needed, with the journal generation in which they were evicted."""
         self.reading: set[int] = set()
         """Chunks that a pending batch is read from: set by the sampler, kept even if they are evicted."""
-        self.pinned: set[int] = set()
-        """Retired chunks that the last checkpoint needs because of its pending batch."""
+        self.pinned: dict[int, set[int]] = {}
+        """Retired chunks that the pending batch of a checkpoint needs, by its generation."""
         self.opened = self.total = self.rows = self.windows = self.quarantined = 0
-        self.marked = self.safe = 0
-        """Chunks opened before the last `state_dict`, and the newest generation known to be durable."""
+        self.marked = self.previous = self.latest = 0
+        """Chunks opened before the last `state_dict`, and the generations of the last two checkpoints."""
         directory.mkdir(parents=True, exist_ok=True)
 
     def append(self, stream: int, values: Sequence) -> int | None:
@@ -127,28 +127,37 @@ class ChunkStore:
         os.fsync(descriptor)
         os.close(descriptor)
 
-    def commit(self) -> None:
-        """Deletes what only the checkpoints before the last `state_dict` needed."""
-        self.safe = self.journal.generation
-        self.journal.discard()
+    def commit(self, *, replaced: bool = True) -> None:
+        """Tells that the last `state_dict` is safe, and whether the checkpoint before it is kept as the previous one.
+
+        Deletes what neither needs.
+        """
+        if replaced:
+            self.previous = self.latest
+        self.latest = self.journal.generation
+        self.journal.discard(self.previous)
+        self.pinned = {generation: pins for generation, pins in self.pinned.items() if generation >= self.previous}
         self._sweep()
 
     def state_dict(self) -> dict:
         """The cursor. Begins a new generation of the journal."""
+        self._sweep()
         self.journal.begin(self.journal.generation + 1)
         self.marked = self.opened
-        self.pinned = self.reading & self.retired.keys()
-        for chunk in self.chunks.values():
+        self.pinned[self.journal.generation] = self.reading & self.retired.keys()
+        for chunk in self.chunks.values() if self.journaled else ():
             chunk.guarded[: chunk.rows] = True
         return {
             "layout": self.layout,
             "generation": self.journal.generation,
+            "previous": self.previous,
             "opened": self.opened,
             "total": self.total,
             "quarantined": self.quarantined,
             "streams": [stream.rows for stream in self.streams],
             "chunks": [_describe(chunk) for chunk in self.chunks.values()],
-            "retired": [_describe(self.retired[number][1]) for number in sorted(self.pinned)],
+            "retired": [_describe(chunk) | {"evicted": when} for when, chunk in self.retired.values()],
+            "pinned": {generation: sorted(pins) for generation, pins in self.pinned.items()},
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -157,28 +166,29 @@ class ChunkStore:
         Raises:
             StoredDataError: the directory is missing or foreign, or too many rows are corrupt.
         """
-        self._check_layout(state)
-        chunks = [self._restore(**description) for description in state["chunks"]]
-        good = [chunk for chunk, intact in chunks if intact]
-        bad = [chunk for chunk, intact in chunks if not intact]
-        lost = sum(item["rows"] for item, (_, intact) in zip(state["chunks"], chunks, strict=True) if not intact)
+        layout.check(self.directory, self.layout, state)
+        restored = [(item, *self._restore(**item)) for item in state["chunks"]]
+        bad = [chunk for _, chunk, intact in restored if not intact]
+        lost = sum(item["rows"] for item, _, intact in restored if not intact)
         if lost > TOLERATED_LOSS * sum(item["rows"] for item in state["chunks"]):
             raise StoredDataError(
-                f"{self.directory}: {len(bad)} of {len(chunks)} replay chunks are missing or corrupt;"
+                f"{self.directory}: {len(bad)} of {len(restored)} replay chunks are missing or corrupt;"
                 " restore the folder that belongs to this checkpoint, or start a new run"
             )
+        retired = [(item, *self._restore(**item)) for item in state["retired"]]
+        mine = state["pinned"][state["generation"]]  # the others are of another checkpoint, which may be gone by now
+        bad += [chunk for _, chunk, intact in retired if not intact and chunk.number in mine]
         for chunk in bad:
             logger.warning("%s: chunk %d is corrupt and set aside as *.bad", self.directory, chunk.number)
             chunk.quarantine()
-        retired = [chunk for chunk, intact in (self._restore(**item) for item in state["retired"]) if intact]
-        self.chunks = {chunk.number: chunk for chunk in good}
-        self.retired = {chunk.number: (state["generation"] - 1, chunk) for chunk in retired}
-        self.pinned = set(self.retired)
+        self.chunks = {chunk.number: chunk for _, chunk, intact in restored if intact}
+        self.retired = {chunk.number: (item["evicted"], chunk) for item, chunk, intact in retired if intact}
+        self.pinned = {generation: set(numbers) for generation, numbers in state["pinned"].items()}
         self.opened, self.total = state["opened"], state["total"]
-        self.marked, self.safe = self.opened, state["generation"]
+        self.marked, self.previous, self.latest = self.opened, state["previous"], state["generation"]
         self.quarantined = state["quarantined"] + len(bad)
         self._link(state["streams"])
-        self._undo(state["generation"])
+        self._rewind(state)
         self._delete_strangers()
 
     def _open(self, stream: int) -> None:
@@ -186,7 +196,7 @@ class ChunkStore:
         if self.opened == 0:
             self._delete_strangers()
             self.journal.clear()
-            (self.directory / "replay.json").write_text(json.dumps(self.layout, indent=1))
+            layout.write(self.directory, self.layout)
         self._sweep()
         target = self.streams[stream]
         chunk = Chunk(self.directory, self.opened, self.size, stream, target.rows, self.total)
@@ -208,8 +218,8 @@ class ChunkStore:
     def _sweep(self) -> None:
         """Deletes evicted chunks that no checkpoint and no reader needs."""
         for number, (generation, chunk) in list(self.retired.items()):
-            forgotten = generation < self.safe or number >= self.marked
-            if forgotten and number not in self.pinned | self.reading:
+            forgotten = generation < self.previous or number >= self.marked
+            if forgotten and number not in self.reading.union(*self.pinned.values()):
                 chunk.delete()
                 del self.retired[number]
 
@@ -222,29 +232,9 @@ class ChunkStore:
                 places = np.flatnonzero((numbers == number) & (indices < chunk.rows))
                 yield chunk, indices[places], places
 
-    def _check_layout(self, state: dict) -> None:
-        stored = state["layout"]
-        for name, (option, extra) in OPTIONS.items():
-            if stored.get(name) != self.layout[name]:
-                before, now = (f"{layout.get(name, extra) - extra}" for layout in (stored, self.layout))
-                raise StoredDataError(
-                    f"{self.directory}: the replay was stored with {option} = {before}, this run has {now};"
-                    " resume with the original configuration"
-                )
-        if stored != self.layout:
-            raise StoredDataError(
-                f"{self.directory}: the replay was stored with other observations, actions or latents than this run's;"
-                " resume with the original environment and configuration"
-            )
-        header = self.directory / "replay.json"
-        if state["chunks"] and (
-            not header.is_file() or header.read_bytes() != json.dumps(self.layout, indent=1).encode()
-        ):
-            raise StoredDataError(
-                f"{self.directory}: this is not the replay of the checkpoint; restore it, or start a new run"
-            )
-
-    def _restore(self, number: int, stream: int, start: int, born: int, rows: int, digest: str) -> tuple[Chunk, bool]:
+    def _restore(
+        self, number: int, stream: int, start: int, born: int, rows: int, digest: str, **_: int
+    ) -> tuple[Chunk, bool]:
         chunk = Chunk(self.directory, number, self.size, stream, start, born)
         return chunk, chunk.intact(self.columns, self.latents, rows, digest)
 
@@ -269,16 +259,25 @@ class ChunkStore:
         self.rows = sum(chunk.rows for chunk in self.chunks.values())
         self.windows = sum(chunk.windows for chunk in self.chunks.values())
 
-    def _undo(self, generation: int) -> None:
-        """Takes back everything that happened to the chunks after the checkpoint."""
-        if not self.journal.holds(generation):
-            logger.warning("%s: a newer checkpoint was committed; latents stay as they are now", self.directory)
-        for records in self.journal.rewind(generation):
+    def _rewind(self, state: dict) -> None:
+        """Takes back what happened to the chunks after the checkpoint, and compares them with its digests."""
+        for records in self.journal.records(state["generation"]):
             for chunk, indices, places in self._locate(records["row"]):
                 chunk.rewrite(indices, {name: records[name][places] for name in self.latents})
+        chunks = self.chunks | {number: chunk for number, (_, chunk) in self.retired.items()}
+        known = {item["number"]: item["latents"] for item in [*state["chunks"], *state["retired"]]}
+        changed = [chunk for number, chunk in chunks.items() if chunk.latent_digest() != known[number]]
+        for chunk in changed:
+            chunk.forget()
+        if changed:
+            logger.warning("%s: latents of %d of %d chunks are not those of the checkpoint and are forgotten; "
+                           "resume is not bit-exact", self.directory, len(changed), len(chunks))  # fmt: skip
         for chunk in self.chunks.values():
             chunk.clear_tail()
-            chunk.guarded[: chunk.rows] = True
+            chunk.guarded[: chunk.rows] = self.journaled
+        for chunk in chunks.values():
+            chunk.sync()
+        self.journal.rewind(state["generation"])
 
     def _delete_strangers(self) -> None:
         """Removes chunk files that this store does not know: they are newer than the cursor, or of an older run."""
@@ -297,9 +296,5 @@ def _describe(chunk: Chunk) -> dict:
         "born": chunk.born,
         "rows": chunk.rows,
         "digest": chunk.digest(),
+        "latents": chunk.latent_digest(),
     }
-
-
-def _plain(columns: Columns) -> dict:
-    """Columns as JSON gives them back."""
-    return {name: [list(shape), dtype] for name, (shape, dtype) in columns.items()}

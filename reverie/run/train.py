@@ -291,8 +291,8 @@ class DreamerV3Trainer:
             "kernels": self._kernels(),
             "compiled": self.agent.compiles and compilation.works(),
         }
-        self.checkpoints.save(state, best=best or self.best_return is None)
-        self.replay.commit()
+        replaced = self.checkpoints.save(state, best=best or self.best_return is None)
+        self.replay.commit(replaced=replaced)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         self.agent.restore(state)

@@ -110,7 +110,7 @@ def test_a_torn_record_at_the_end_of_the_journal_is_ignored(tmp_path):
     before = digest_directory(tmp_path)
     drive(buffer, 60, 80)
     buffer.close()
-    (journal,) = tmp_path.glob("undo-*.bin")
+    journal = max(tmp_path.glob("undo-*.bin"))
     assert journal.stat().st_size > 0
     with journal.open("ab") as file:
         file.write(b"torn")
@@ -120,15 +120,77 @@ def test_a_torn_record_at_the_end_of_the_journal_is_ignored(tmp_path):
     buffer.close()
 
 
-def test_a_checkpoint_older_than_the_last_commit_still_loads_but_says_so(tmp_path, caplog):
+@pytest.mark.parametrize("resumed", [False, True])
+def test_the_last_two_checkpoints_are_exact_when_the_replay_is_full(tmp_path, caplog, resumed):
+    buffer = make(tmp_path, **OPTIONS)
+    drive(buffer, 0, 100)
+    checkpoint(buffer)
+    drive(buffer, 100, 140)
+    previous = checkpoint(buffer)
+    files = digest_directory(tmp_path)
+    expected = drive(buffer, 140, 180)  # evicts chunks that the previous checkpoint needs
+    latest = checkpoint(buffer)
+    assert not {item["number"] for item in previous["store"]["chunks"]} <= buffer.store.chunks.keys()
+    beyond = drive(buffer, 180, 200)
+    if resumed:
+        buffer.close()
+        buffer = make(tmp_path, **OPTIONS)
+        buffer.load_state_dict(latest)
+        assert drive(buffer, 180, 200) == beyond
+    buffer.close()
+    buffer = make(tmp_path, **OPTIONS)
+    buffer.load_state_dict(previous)
+    assert {item["number"] for item in previous["store"]["chunks"]} == buffer.store.chunks.keys()
+    assert digest_directory(tmp_path).items() <= files.items()
+    assert drive(buffer, 140, 180) == expected
+    assert caplog.text == ""
+    buffer.close()
+
+
+def test_a_checkpoint_older_than_the_previous_one_still_loads_but_says_so(tmp_path, caplog):
     buffer = make(tmp_path)
     drive(buffer, 0, 60)
     older = checkpoint(buffer)
-    drive(buffer, 60, 100)
-    checkpoint(buffer)
+    for begin in (60, 80):
+        drive(buffer, begin, begin + 20)
+        checkpoint(buffer)
     buffer.load_state_dict(older)
-    assert "a newer checkpoint was committed" in caplog.text
+    assert "not those of the checkpoint and are forgotten; resume is not bit-exact" in caplog.text
     assert len(buffer) == 120
+    buffer.sample()
+    buffer.close()
+
+
+def overwrite(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("harm", [overwrite, Path.unlink, lambda path: os.truncate(path, 100)])
+def test_a_damaged_journal_is_noticed(tmp_path, caplog, harm):
+    buffer = make(tmp_path, **OPTIONS)
+    drive(buffer, 0, 60)
+    state = checkpoint(buffer)
+    drive(buffer, 60, 80)
+    buffer.close()
+    harm(max(tmp_path.glob("undo-*.bin")))
+    buffer = make(tmp_path, **OPTIONS)
+    buffer.load_state_dict(state)
+    assert "are forgotten; resume is not bit-exact" in caplog.text
+    buffer.close()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_without_a_journal_only_a_killed_run_forgets(tmp_path, caplog, killed):
+    buffer = make(tmp_path, **OPTIONS, journal=False)
+    drive(buffer, 0, 60)
+    state = checkpoint(buffer)
+    if killed:
+        drive(buffer, 60, 80)
+    buffer.close()
+    assert all(path.stat().st_size == 0 for path in tmp_path.glob("undo-*.bin"))
+    buffer = make(tmp_path, **OPTIONS, journal=False)
+    buffer.load_state_dict(state)
+    assert ("are forgotten; resume is not bit-exact" in caplog.text) == killed
     buffer.sample()
     buffer.close()
 
@@ -166,6 +228,7 @@ def live(folder: Path) -> None:
 
 
 def test_kills_at_random_moments_change_nothing(tmp_path):
+    """The replay is full after a third of the run, so chunks are deleted between all later kills."""
     (tmp_path / "whole").mkdir()
     (tmp_path / "killed").mkdir()
     live(tmp_path / "whole")
@@ -185,5 +248,6 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
         process.join()
         assert process.exitcode in (0, -9)
     assert kills >= 8
+    assert not (tmp_path / "killed" / "replay" / "00000000.rows").exists()
     assert (tmp_path / "killed" / "result").read_text() == (tmp_path / "whole" / "result").read_text()
     assert digest_directory(tmp_path / "killed" / "replay") == digest_directory(tmp_path / "whole" / "replay")

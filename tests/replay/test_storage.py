@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from reverie.replay.chunks import Chunk
+from reverie.replay.chunks import NO_CLASS, Chunk
 from reverie.types import StoredDataError
 from tests.replay.counting import check, fill, make
 
@@ -53,7 +53,23 @@ def test_evicted_files_are_deleted_at_once_when_no_checkpoint_needs_them(tmp_pat
     buffer.close()
 
 
-def test_evicted_files_stay_until_a_newer_checkpoint_is_committed(tmp_path):
+def test_evicted_files_stay_until_two_newer_checkpoints_are_committed(tmp_path):
+    buffer = make(tmp_path, capacity=100, chunk=5)
+    fill(buffer, 0, 30)
+    buffer.state_dict()
+    buffer.commit()
+    before = set(tmp_path.glob("*.rows"))
+    fill(buffer, 30, 200)
+    for kept in (True, False):
+        buffer.state_dict()
+        assert before <= set(tmp_path.glob("*.rows"))
+        buffer.commit()
+        assert (before <= set(tmp_path.glob("*.rows"))) == kept
+    assert not before & set(tmp_path.glob("*.rows"))
+    buffer.close()
+
+
+def test_evicted_files_stay_as_long_as_the_previous_checkpoint_is_not_replaced(tmp_path):
     buffer = make(tmp_path, capacity=100, chunk=5)
     fill(buffer, 0, 30)
     buffer.state_dict()
@@ -61,9 +77,38 @@ def test_evicted_files_stay_until_a_newer_checkpoint_is_committed(tmp_path):
     before = set(tmp_path.glob("*.rows"))
     fill(buffer, 30, 200)
     buffer.state_dict()
-    assert before <= set(tmp_path.glob("*.rows"))
     buffer.commit()
-    assert not before & set(tmp_path.glob("*.rows"))
+    for _ in range(2):  # as where the latest checkpoint was found corrupt and did not become the previous one
+        buffer.state_dict()
+        buffer.commit(replaced=False)
+        assert before <= set(tmp_path.glob("*.rows"))
+    buffer.close()
+
+
+def test_a_short_run_takes_little_of_the_disk(tmp_path):
+    buffer = make(tmp_path, streams=1, capacity=100_000, chunk=4096)
+    fill(buffer, 0, 10, streams=1)
+    taken = sum(512 * path.stat().st_blocks for path in tmp_path.glob("0*"))
+    sizes = sum(path.stat().st_size for path in tmp_path.glob("0*"))
+    assert sizes >= 4096 * ROW
+    assert taken < sizes / 3
+    fill(buffer, 10, 1000, streams=1)
+    for _ in range(10):
+        check(buffer.sample(), streams=1)
+    buffer.close()
+
+
+def test_what_was_written_behind_the_cursor_is_cleared_without_taking_space(tmp_path):
+    buffer = make(tmp_path, streams=1, capacity=100_000, chunk=4096)
+    fill(buffer, 0, 100, streams=1)
+    state = buffer.state_dict()
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("0*")}
+    fill(buffer, 100, 120, streams=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("0*")} != before
+    taken = sum(path.stat().st_blocks for path in tmp_path.glob("0*"))
+    buffer.load_state_dict(state)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("0*")} == before
+    assert sum(path.stat().st_blocks for path in tmp_path.glob("0*")) <= taken
     buffer.close()
 
 
@@ -160,6 +205,23 @@ def test_a_hole_just_before_the_newest_chunk_is_not_crossed(tmp_path):
     buffer.close()
 
 
+def fill_with_ones(path: Path) -> None:
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("harm", [damage, fill_with_ones, Path.unlink, lambda path: os.truncate(path, 100)])
+def test_latents_that_are_not_those_of_the_checkpoint_are_forgotten_with_a_warning(tmp_path, caplog, harm):
+    state = stored(tmp_path)
+    harm(tmp_path / "00000020.latents")
+    buffer = make(tmp_path)
+    buffer.load_state_dict(state)
+    assert "latents of 1 of 50 chunks are not those of the checkpoint and are forgotten" in caplog.text
+    assert len(buffer) == 800
+    for number, chunk in buffer.store.chunks.items():
+        assert (number == 20) == (chunk.latents["stoch"] == NO_CLASS).all() == (not chunk.latents["deter"].any())
+    buffer.close()
+
+
 def test_more_than_five_percent_lost_is_refused_and_nothing_is_touched(tmp_path):
     state = stored(tmp_path)
     for number in (3, 20, 31):
@@ -215,10 +277,27 @@ def test_a_full_disk_is_an_error_when_a_chunk_begins(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     buffer = make(tmp_path)
-    monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(OSError, match="No space left"):
-        fill(buffer, 0, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space left"):
+            fill(buffer, 0, 1)
     assert len(buffer) == 0
+    buffer.close()
+
+
+def test_a_full_disk_is_an_error_when_a_chunk_grows(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    buffer = make(tmp_path, streams=1, capacity=100_000, chunk=1024)
+    fill(buffer, 0, 64, streams=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", full)
+        with pytest.raises(OSError, match="No space left"):
+            fill(buffer, 64, 65, streams=1)
+    assert len(buffer) == 64
+    fill(buffer, 64, 200, streams=1)
+    check(buffer.sample(), streams=1)
     buffer.close()
 
 
