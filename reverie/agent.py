@@ -13,13 +13,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import compilation
 from reverie.behavior import hierarchy as behaviors
-from reverie.behavior.actor_critic import BehaviorOptions
+from reverie.behavior.actor_critic import BehaviorOptions, ReplayValue, Targets
 from reverie.behavior.hierarchy import HierarchyOptions
+from reverie.behavior.motive import Motive
 from reverie.behavior.ppo import improve
 from reverie.imagine import imagine
 from reverie.nets.layers import output_rows
@@ -29,6 +31,7 @@ from reverie.types import (
     Batch,
     Carry,
     Dream,
+    Explained,
     Latent,
     Losses,
     Metrics,
@@ -37,7 +40,7 @@ from reverie.types import (
     Step,
     StoredDataError,
     action_width,
-    kept,
+    cpu_copy,
 )
 from reverie.world.model import MultimodalWorldModel, WorldOptions
 
@@ -63,8 +66,6 @@ class AgentOptions(Options):
     """The policy."""
     critic_optimizer: PolicyOptimizerOptions = PolicyOptimizerOptions()
     """The critic."""
-    goal_optimizer: PolicyOptimizerOptions = PolicyOptimizerOptions()
-    """The manager's goals."""
 
 
 class Agent(nn.Module):
@@ -90,10 +91,10 @@ class Agent(nn.Module):
             torch.manual_seed(seed)
             self.world = MultimodalWorldModel(world, observation, action)
             sizes = self.world.sizes
-            self.behavior = behaviors.build(
-                *(behavior, hierarchy, action),
-                features=sizes.features, deter=sizes.deter, units=sizes.units, bins=sizes.bins,
-            )  # fmt: skip
+            widths = {name: getattr(sizes, name) for name in ("features", "deter", "units", "bins")}
+            streams = behaviors.default_streams(behavior, hierarchy)
+            self.behavior = behaviors.build(behavior, hierarchy, action, streams, **widths)
+        self.motives: dict[str, Motive] = dict(self.behavior.motives)
         self.to(device)
         self.generators = {
             "act": torch.Generator(device).manual_seed(2 * seed),
@@ -102,18 +103,18 @@ class Agent(nn.Module):
         self.optimizers = dict(self._optimizers())
 
     def _optimizers(self) -> Iterator[tuple[str, Optimizer]]:
-        """World, goals, and an actor and a critic of each level. Replayed steps train the first level's critic."""
-        options, behavior = self.options, self.behavior
-        replay_value = {"replay_value": behavior.levels[0].options.replay_value_scale}
+        """World, an actor and a critic of each level, and motives. Replayed steps train the first level's critic."""
+        options, levels = self.options, self.behavior.levels
+        paid = levels[0].task is not None
+        replay_value = {"replay_value": levels[0].options.replay_value_scale} if paid else {}
         groups: list[tuple[str, nn.Module, OptimizerOptions, dict[str, float]]]
         groups = [("world", self.world, options.world_optimizer, self.world.scales | replay_value)]
-        for level in behavior.levels:
-            scales = {"value": level.options.value_scale} | (replay_value if level is behavior.levels[0] else {})
+        for level in levels:
+            scales = {"value": level.options.value_scale} | (replay_value if level is levels[0] else {})
             groups.append((f"{level.group}actor", level.actor, options.actor_optimizer, {"policy": 1.0}))
             groups.append((f"{level.group}critic", level.critic, options.critic_optimizer, scales))
-        if behavior.goals is not None:
-            groups.append(("goals", behavior.goals, options.goal_optimizer, {"goals": 1.0}))
-        half = (options.precision, self.device.type) in AMPLIFIED
+        groups += [(name, motive, motive.optimizer, {name: 1.0}) for name, motive in self.motives.items()]
+        half = (options.precision, self.device.type) in LOSS_SCALED
         for name, network, choices, scales in groups:
             yield name, Optimizer(name, network.parameters(), choices, scales, rows=output_rows(network), half=half)
 
@@ -123,7 +124,7 @@ class Agent(nn.Module):
         """What the agent remembers before the first step: nothing."""
         latent = self.world.initial(envs)
         action, age = latent.deter.new_zeros(envs, self.action_width), latent.deter.new_zeros(envs, dtype=torch.long)
-        return Carry(latent, action, self.behavior.nothing(latent), age)
+        return Carry(latent, action, self.behavior.initial_goal(latent), age)
 
     def twin(self) -> Agent:
         """An agent with a copy of the weights and the same random numbers: it can act while this one learns."""
@@ -139,7 +140,7 @@ class Agent(nn.Module):
         worker, envs = self.behavior.worker, len(step.first)
         widths = [self.world.sizes.stoch, worker.distribution.noise, self.behavior.noise]
         noise = torch.rand(envs, sum(widths), generator=generator, device=self.device)
-        chance, choice, whim = noise.split(widths, -1)
+        latent_noise, action_noise, goal_noise = noise.split(widths, -1)
         obs = {key: value[:, None] for key, value in step.tensors(self.device).items()}
         first = torch.as_tensor(step.first, device=self.device)
         latent = self.world.rssm.observe(
@@ -148,12 +149,12 @@ class Agent(nn.Module):
             first[:, None],
             carry.latent.deter,
             carry.latent.stoch,
-            chance[:, None],
+            latent_noise[:, None],
         )
         latent = latent.at(0)
-        goal, age = self.behavior.pursue(latent, carry.goal, carry.age, first, whim)
+        goal, age = self.behavior.next_goal(latent, carry.goal, carry.age, first, goal_noise)
         policy = worker.policy(torch.cat([latent.features, goal.target], -1))
-        action = worker.distribution.sample(policy, choice)
+        action = worker.distribution.sample(policy, action_noise)
         return action.cpu().numpy(), Carry(latent, action, goal, age)
 
     # --- learning ---
@@ -165,46 +166,58 @@ class Agent(nn.Module):
         parameters as the explanation, before any group steps.
         """
         batch, generator = batch.to(self.device), self.generators["learn"]
-        chance = torch.rand(*batch.reward.shape, self.world.sizes.stoch, generator=generator, device=self.device)
+        latent_noise = torch.rand(*batch.reward.shape, self.world.sizes.stoch, generator=generator, device=self.device)
         with compilation.learning(self.compiles, self.options.compile), self.precision():
-            latent, losses = self.world.loss(batch, chance)
+            latent, tokens, losses = self.world.loss(batch, latent_noise)
 
             dream = imagine(self.world, self.behavior, self.starts(latent), self.options.horizon, generator)
-            dream = replace(dream, reward=dream.reward | self.behavior.rewards(dream))
-            rollouts, metrics = self.behavior.views(dream), self.behavior.reach(dream)
-            judgements = [level.judge(rollout) for level, rollout in zip(self.behavior.levels, rollouts, strict=True)]
-            planner, judged = self.behavior.levels[0], judgements[0]
-            # Where goals were given, what followed says nothing of the manager's own choice.
-            imagined = torch.where(dream.own, judged.returns[:, 0, 0], judged.slow_value[:, 0, 0])
-            replay = planner.replay_value(latent.features, batch, imagined)
+            dream = replace(dream, reward=dream.reward | self.rewards(dream))
+            rollouts, metrics = self.behavior.views(dream), self.behavior.goal_metrics(dream)
+            levels = self.behavior.levels
+            targets = [level.compute_targets(rollout) for level, rollout in zip(levels, rollouts, strict=True)]
 
-            replay_loss = {"replay_value": planner.replay_value_loss(replay)}
+            replay = self._replay_value(latent, batch, targets[0], dream)
+            replay_loss = {} if replay is None else {"replay_value": levels[0].replay_value_loss(replay)}
             metrics |= self.optimizers["world"].step(losses | replay_loss)
-            metrics |= self._learn_goals(latent, dream)
+            metrics |= self._learn_motives(Explained(latent.detach(), tokens), batch, dream)
             ready = self.behavior.ready()
-            for level, rollout, judgement in zip(self.behavior.levels, rollouts, judgements, strict=True):
+            for level, rollout, target in zip(levels, rollouts, targets, strict=True):
                 optimizers = {kind: self.optimizers[f"{level.group}{kind}"] for kind in ("actor", "critic")}
-                real, frozen = (replay if level is planner else None), self.behavior.frozen(level)
-                metrics |= improve(level, rollout, judgement, real, optimizers, generator, ready, frozen)
-                metrics |= judgement.metrics | level.follow(rollout, ready & (not frozen))
-        metrics |= self.behavior.moved(metrics) | world_metrics(losses)
+                real, frozen = (replay if level is levels[0] else None), self.behavior.frozen(level)
+                metrics |= improve(level, rollout, target, real, optimizers, generator, ready, frozen)
+                level.update_slow_critic()
+                metrics |= target.metrics | level.adapt_entropy(rollout, ready & (not frozen))
+        metrics |= self.behavior.joint_kl(metrics) | world_metrics(losses)
         return self._named(metrics), self.world.pack(latent.detach())
+
+    def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
+        """The streams of all motives for which some level is paid."""
+        paid = {name for level in self.behavior.levels for name in level.streams}
+        rewards = [motive.rewards(dream, paid) for motive in self.motives.values()]
+        return {name: reward for streams in rewards for name, reward in streams.items()}
+
+    def _replay_value(self, latent: Latent, batch: Batch, targets: Targets, dream: Dream) -> ReplayValue | None:
+        """What the first level's critic learns from replayed steps; nothing where it is not paid for the task."""
+        level = self.behavior.levels[0]
+        if level.task is None:
+            return None
+        # Where goals were given, what followed says nothing of the manager's own choice.
+        returns, slow_value = (values[:, 0, level.task] for values in (targets.returns, targets.slow_value))
+        return level.replay_value(latent.features, batch, torch.where(dream.own, returns, slow_value))
+
+    def _learn_motives(self, explained: Explained, batch: Batch, dream: Dream) -> Metrics:
+        """From replayed states and the dream, once."""
+        metrics: Metrics = {}
+        for name, motive in self.motives.items():
+            loss, seen = motive.loss(explained, batch, dream, self.generators["learn"])
+            metrics |= self.optimizers[name].step({name: loss}) | seen
+            motive.adapt(seen)
+        return metrics
 
     def _named(self, metrics: Metrics) -> Metrics:
         """The acting level's losses go by the name of the policy as well, whatever the behavior."""
         worker = self.behavior.worker.name
         return metrics | {f"policy/{kind}": metrics[f"{worker}/{kind}"] for kind in KNOWN}
-
-    def _learn_goals(self, latent: Latent, dream: Dream) -> Metrics:
-        """From replayed states and the dream, once; nothing where there are no goals."""
-        goals = self.behavior.goals
-        if goals is None:
-            return {}
-        loss, seen = goals.loss(latent.deter.detach(), dream, self.generators["learn"])
-        metrics = self.optimizers["goals"].step({"goals": loss})
-        goals.follow(seen)
-        self.behavior.practised()
-        return metrics | seen
 
     def precision(self) -> torch.autocast:
         """Where products of networks are done in the chosen precision.
@@ -225,7 +238,7 @@ class Agent(nn.Module):
         """Everything that learning changes, in plain containers."""
         return {
             "spaces": self.spaces,
-            "model_state": {name: kept(value) for name, value in self.state_dict().items()},
+            "model_state": {name: cpu_copy(value) for name, value in self.state_dict().items()},
             **{f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
         }
@@ -266,8 +279,8 @@ class Agent(nn.Module):
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 """Types of the products inside networks, where they are not single."""
 
-AMPLIFIED = {("fp16", "cuda")}
-"""Precisions and devices whose small gradients would vanish without being amplified."""
+LOSS_SCALED = {("fp16", "cuda")}
+"""Precisions and devices whose small gradients would vanish without a loss scale."""
 
 KNOWN = ("policy_loss", "value_loss", "entropy")
 """What a policy reports under this name in every behavior."""

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NoReturn
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from reverie.agent import AgentOptions
+from reverie.aliases import FLAT, RENAMED
 from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.env import EnvOptions
@@ -29,33 +30,6 @@ from reverie.types import ConfigError, Options
 from reverie.world.model import WorldOptions
 
 LARGEST_FILE = 1_000_000
-
-FLAT = {
-    "obs_dim": "env.obs_dim",
-    "action_dim": "env.action_dim",
-    "embed_dim": "world.embed_dim",
-    "batch_size": "replay.batch_size",
-    "seq_len": "replay.length",
-    "buffer_size": "replay.capacity",
-    "world_lr": "agent.world_optimizer.rate",
-    "actor_lr": "agent.actor_optimizer.rate",
-    "kl_scale": "world.kl_scale",
-    "free_nats": "world.free_nats",
-    "clip_ratio": "behavior.clip",
-    "entropy_coef": "behavior.entropy",
-    "value_coef": "behavior.value_scale",
-    "num_options": "hierarchy.num_options",
-    "precision": "agent.precision",
-    "compile": "agent.compile",
-    "gradient_checkpointing": "world.gradient_checkpointing",
-    "use_wandb": "logger.wandb",
-    "device": "run.device",
-    "checkpoint_dir": "run.checkpoint_dir",
-    "log_interval": "run.log_every",
-    "checkpoint_interval": "run.checkpoint_every",
-    "run.async": "run.asynchronous",
-}
-"""Other names that users may write, and the keys that they stand for."""
 
 
 def _known_device(name: str) -> str:
@@ -280,7 +254,9 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
         if part in children(value):  # other parts name the branch of a union
             path, value = join(path, part), children(value)[part]
     message = first["msg"]
-    if first["type"] == "extra_forbidden":
+    if path in RENAMED:
+        message = f"this is now {RENAMED[path]}"
+    elif first["type"] == "extra_forbidden":
         known = list(keys(Config))
         sections = {key.rpartition(".")[0] for key in known}
         likely = [key for key in known if (key in sections) == isinstance(value, Mapping)]

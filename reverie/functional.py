@@ -131,13 +131,13 @@ def max_cosine(goal: Float[Tensor, "*batch D"], state: Float[Tensor, "*batch D"]
 # --- Controllers -------------------------------------------------------------------------------------------------
 
 
-def steer(weight: Tensor, lack: Tensor, low: float, high: float, step: float = 0.1) -> Tensor:
-    """A weight in [low, high], raised by a share ``step`` where ``lack`` exceeds 1 + step, lowered below its inverse.
+def adapt(weight: Tensor, ratio: Tensor, low: float, high: float, step: float = 0.1) -> Tensor:
+    """A weight in [low, high], raised by a share ``step`` where ``ratio`` exceeds 1 + step, lowered below its inverse.
 
-    ``lack`` is wanted over found for what the weight raises, and found over wanted for what it lowers.
+    ``ratio`` is wanted over found for what the weight raises, and found over wanted for what it lowers.
     """
     factor = 1.0 + step
-    change = torch.where(lack > factor, factor, torch.where(lack < 1.0 / factor, 1.0 / factor, 1.0))
+    change = torch.where(ratio > factor, factor, torch.where(ratio < 1.0 / factor, 1.0 / factor, 1.0))
     return (weight * change).clamp(low, high)
 
 
@@ -148,16 +148,16 @@ def lambda_return(
     reward: Float[Tensor, "R L"],
     discount: Float[Tensor, "R L"],
     value: Float[Tensor, "R L+1"],
-    mix: float | Float[Tensor, "R L"],
+    lam: float | Float[Tensor, "R L"],
 ) -> Float[Tensor, "R L"]:
     """The TD(lambda) return of every edge; minus the value of its point it is the GAE advantage.
 
-    ``G_t = r_t + d_t ((1 - mix_t) v_{t+1} + mix_t G_{t+1})`` with ``G_L = v_L``. Entry t of ``reward`` and
+    ``G_t = r_t + d_t ((1 - lambda_t) v_{t+1} + lambda_t G_{t+1})`` with ``G_L = v_L``. Entry t of ``reward`` and
     ``discount`` belongs to the edge from point t to point t+1; death and truncation live in ``discount``.
     """
-    mix = mix if isinstance(mix, Tensor) else torch.full_like(reward, mix)  # no copy from the host, which waits
-    step = reward + discount * (1.0 - mix) * value[:, 1:]
-    carry = discount * mix
+    lam = lam if isinstance(lam, Tensor) else torch.full_like(reward, lam)  # no copy from the host, which waits
+    step = reward + discount * (1.0 - lam) * value[:, 1:]
+    carry = discount * lam
     following, returns = value[:, -1], []
     for t in reversed(range(reward.shape[1])):
         following = torch.addcmul(step[:, t], carry[:, t], following)
@@ -171,13 +171,13 @@ def replay_return(
     last: Bool[Tensor, "B T"],
     bootstrap: Float[Tensor, "B T"],
     discount: float,
-    mix: float,
+    lam: float,
 ) -> Float[Tensor, "B T-1"]:
     """The return of every replayed row but the last, bootstrapped with the imagined return of each row.
 
     A truncated episode (``last`` without ``terminal``) continues into its bootstrap, a terminal one ends.
     """
-    return lambda_return(reward[:, 1:], discount * (~terminal[:, 1:]).float(), bootstrap, mix * (~last[:, 1:]).float())
+    return lambda_return(reward[:, 1:], discount * (~terminal[:, 1:]).float(), bootstrap, lam * (~last[:, 1:]).float())
 
 
 # --- Statistics of the rows that count -----------------------------------------------------------------------

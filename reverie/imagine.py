@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from reverie.behavior.behavior import Behavior
+from reverie.behavior.streams import TASK
 from reverie.compilation import compiled
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
@@ -30,24 +32,6 @@ class Actor(Protocol):
     def actor(self) -> nn.Module: ...
 
 
-@runtime_checkable
-class Behavior(Protocol):
-    """What a dream needs of a behavior: `reverie.behavior.flat.Flat` or `Hierarchy`."""
-
-    noise: int
-
-    @property
-    def worker(self) -> Actor: ...
-
-    def decisions(self, horizon: int) -> int: ...
-
-    def assign(self, start: Latent, generator: torch.Generator) -> tuple[Tensor, Goal]: ...
-
-    def decide(self, latent: Latent, uniform: Tensor) -> tuple[Goal, Tensor]: ...
-
-    def logprob(self, choice: Tensor, code: Tensor) -> Tensor: ...
-
-
 @torch.no_grad()
 def imagine(
     world: MultimodalWorldModel, behavior: Behavior, start: Latent, horizon: int, generator: torch.Generator
@@ -59,35 +43,35 @@ def imagine(
     count, device, worker = start.deter.shape[0], start.deter.device, behavior.worker
     decisions, distribution = behavior.decisions(horizon), worker.distribution
     noise = torch.rand(horizon, count, distribution.noise + world.sizes.stoch, generator=generator, device=device)
-    whims = torch.rand(decisions + 1, count, behavior.noise, generator=generator, device=device)
+    goal_noise = torch.rand(decisions + 1, count, behavior.noise, generator=generator, device=device)
     own, given = behavior.assign(start, generator)
-    latents, policies, actions, goals, choices, here = [], [], [], [], [], start
-    for whim, steps in zip(whims, [*noise.split(horizon // decisions), None], strict=True):
-        goal, choice = behavior.decide(here, whim)
+    latents, policies, actions, goals, goal_policies, here = [], [], [], [], [], start
+    for uniform, steps in zip(goal_noise, [*noise.split(horizon // decisions), None], strict=True):
+        goal, goal_policy = behavior.decide(here, uniform)
         goals.append(goal.where(own, given))
         if steps is None:
             break
-        uniform, chance = steps.split([distribution.noise, world.sizes.stoch], -1)
-        latent, policy, action = roll(world, worker, here, goals[-1].target, uniform, chance)
+        action_noise, latent_noise = steps.split([distribution.noise, world.sizes.stoch], -1)
+        latent, policy, action = roll(world, worker, here, goals[-1].target, action_noise, latent_noise)
         here = latent.at(-1)
         latents.append(latent.since(1) if latents else latent)
         policies.append(policy)
         actions.append(action)
-        choices.append(choice)
+        goal_policies.append(goal_policy)
     latent, policy, action = join(latents), torch.cat(policies, 1), torch.cat(actions, 1)
     del latents, here  # their memory is needed below
     goal = Goal(*(torch.stack(fields, 1) for fields in zip(*(goal.fields for goal in goals), strict=True)))
-    features, choice = latent.features, torch.stack(choices, 1)
+    features, goal_policy = latent.features, torch.stack(goal_policies, 1)
     return Dream(
         latent=latent,
         action=action,
         policy=policy,
         logprob=distribution.logprob(policy, action),
         continues=world.continues(features),
-        reward={"extrinsic": world.reward(features)[:, 1:]},
+        reward={TASK: world.reward(features)[:, 1:]},
         goal=goal,
-        choice=choice,
-        choice_logprob=behavior.logprob(choice, goal.code[:, :-1]),
+        goal_policy=goal_policy,
+        goal_logprob=behavior.goal_logprob(goal_policy, goal.code[:, :-1]),
         own=own,
     )
 
@@ -98,29 +82,25 @@ def roll(
     worker: Actor,
     start: Latent,
     target: Float[Tensor, "N W"],
-    choice: Float[Tensor, "H N Z"],
-    chance: Float[Tensor, "H N S"],
+    action_noise: Float[Tensor, "H N Z"],
+    latent_noise: Float[Tensor, "H N S"],
 ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
     """Policy and dynamics by turns: the points [N, H+1, ...], the policy's parameters and the actions of the edges.
 
-    The policy sees ``target`` beside every state. Uniform numbers decide: ``choice`` about actions, ``chance`` about
-    latents.
+    The policy sees ``target`` beside every state. Uniform numbers decide about actions and latents.
     """
     policy, distribution = worker.actor, worker.distribution
-    tensors, states = (*start.fields, choice, chance, world.rssm.gates.bias), chance.shape[:2].numel()
-    if (
-        isinstance(policy, MLP)
-        and distribution.standard
-        and rssm_kernels.supports_dream(world.sizes, states, policy.dense, *tensors)
-    ):
-        return world.rssm.dream(policy, distribution, start, target, choice, chance)
+    tensors = *start.fields, action_noise, latent_noise, world.rssm.gates.bias
+    states, supports = latent_noise.shape[:2].numel(), rssm_kernels.supports_dream
+    if (isinstance(policy, MLP) and distribution.standard) and supports(world.sizes, states, policy.dense, *tensors):
+        return world.rssm.dream(policy, distribution, start, target, action_noise, latent_noise)
     step = world.rssm.dreamer()
     latents, policies, actions = [start], [], []
-    for t in range(len(chance)):
-        parameters, action = draw(policy, distribution, latents[t], target, choice[t])
+    for t in range(len(latent_noise)):
+        parameters, action = draw(policy, distribution, latents[t], target, action_noise[t])
         policies.append(parameters)
         actions.append(action)
-        latents.append(step(latents[t], actions[t], chance[t]))
+        latents.append(step(latents[t], actions[t], latent_noise[t]))
     return stack(latents).once(), torch.stack(policies, 1), torch.stack(actions, 1)
 
 
@@ -151,7 +131,7 @@ def open_loop(
     Returns every observation key [B, T, ...] in its own units and dtype.
     """
     batch, steps = first.shape
-    chance = torch.rand(batch, steps, world.sizes.stoch, generator=generator, device=first.device)
+    latent_noise = torch.rand(batch, steps, world.sizes.stoch, generator=generator, device=first.device)
     seen = {key: value[:, :context] for key, value in obs.items()}
     start, step = world.initial(batch), world.rssm.dreamer()
     observed = world.rssm.observe(
@@ -160,9 +140,9 @@ def open_loop(
         first[:, :context],
         start.deter,
         start.stoch,
-        chance[:, :context],
+        latent_noise[:, :context],
     )
     latents = [observed.at(t) for t in range(context)]
     for t in range(context, steps):
-        latents.append(step(latents[-1], previous_action[:, t], chance[:, t]))
+        latents.append(step(latents[-1], previous_action[:, t], latent_noise[:, t]))
     return world.show(stack(latents))

@@ -18,7 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import native
-from reverie.types import Metrics, Options, StoredDataError, kept
+from reverie.types import Metrics, Options, StoredDataError, cpu_copy
 
 
 class OptimizerOptions(Options):
@@ -91,11 +91,11 @@ KINDS: dict[str, Callable[[Tensor, Moments, Tensor, OptimizerOptions], tuple[Ten
 }
 
 
-GROWTH = 2.0 ** (1 / 2000)
-"""Amplified gradients that overflow halve their factor; all others let it grow, twofold in 2000 updates."""
+LOSS_SCALE_GROWTH = 2.0 ** (1 / 2000)
+"""A gradient that overflows halves the loss scale; all others let it grow, twofold in 2000 updates."""
 
-MOST_AMPLIFIED = 2.0**24
-"""Factor up to which gradients are amplified."""
+LARGEST_LOSS_SCALE = 2.0**24
+"""Factor up to which it grows."""
 
 FLOOR = 1e-3
 """Norm below which a tensor of weights counts as this, so that zeros can grow."""
@@ -142,7 +142,8 @@ class Optimizer:
         """``scales`` weighs each loss of `step`; a loss without a scale is an error there.
 
         ``rows`` are the numbers of rows of the layers that share a parameter: `agc` clips each layer by itself.
-        ``half`` says that gradients pass through float16: losses are then amplified as far as nothing overflows.
+        ``half`` says that gradients pass through float16: losses are then multiplied by a scale, as large as can be
+        without overflow.
         """
         self.name, self.options, self.scales = name, options, dict(scales)
         self.parameters = list(parameters)
@@ -159,7 +160,7 @@ class Optimizer:
         self.half = half
         self.lengths = torch.tensor(sizes, device=self.weight.device)
         self.sizes, self.recipe = (ctypes.c_int64 * len(sizes))(*sizes), recipe(options)  # for the native kernel
-        self.amplification = torch.full_like(self.count, 2.0**16 if half else 1.0)
+        self.loss_scale = torch.full_like(self.count, 2.0**16 if half else 1.0)
 
     @property
     def rate(self) -> Tensor:
@@ -183,17 +184,17 @@ class Optimizer:
         total = torch.stack([losses[name].mean() * scale for name, scale in self.scales.items()]).sum()
         self.gradient.zero_()
         with torch.autocast(self.weight.device.type, enabled=False):
-            (total * self.amplification if self.half else total).backward(inputs=self.parameters)
+            (total * self.loss_scale if self.half else total).backward(inputs=self.parameters)
         if self.half:
-            self.gradient.div_(self.amplification)
+            self.gradient.div_(self.loss_scale)
         return self._descend(when)
 
     @torch.no_grad()
     def _descend(self, when: Tensor | None) -> Metrics:
         norm, skipped, rate = (self._native_step if native.supports(self.weight) else self._step)(when)
         if self.half:
-            self.amplification *= torch.where(skipped > 0, 0.5, GROWTH)
-            self.amplification.clamp_(max=MOST_AMPLIFIED)
+            self.loss_scale *= torch.where(skipped > 0, 0.5, LOSS_SCALE_GROWTH)
+            self.loss_scale.clamp_(max=LARGEST_LOSS_SCALE)
         return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped, f"{self.name}/lr": rate}
 
     def _step(self, when: Tensor | None) -> tuple[Tensor, ...]:
@@ -223,16 +224,16 @@ class Optimizer:
     def state_dict(self) -> dict[str, Any]:
         return {
             "kind": self.options.kind,
-            "step": kept(self.moments[0]),
-            "square": kept(self.moments[1]),
-            "count": kept(self.count),
-            "amplification": kept(self.amplification),
+            "step": cpu_copy(self.moments[0]),
+            "square": cpu_copy(self.moments[1]),
+            "count": cpu_copy(self.count),
+            "loss_scale": cpu_copy(self.loss_scale),
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raises StoredDataError where a state is incomplete, of another kind or of other parameters."""
         tensors = dict(zip(("step", "square"), self.moments, strict=True))
-        tensors |= {"count": self.count, "amplification": self.amplification}
+        tensors |= {"count": self.count, "loss_scale": self.loss_scale}
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         saved = {name: tuple(state[name].shape) if name in state else None for name in shapes}
         if state.get("kind") != self.options.kind or saved != shapes:
@@ -247,4 +248,4 @@ class Optimizer:
         for mine, saved in zip(self.moments, (state["step"], state["square"]), strict=True):
             mine.copy_(saved)
         self.count.copy_(state["count"])
-        self.amplification.copy_(state["amplification"])
+        self.loss_scale.copy_(state["loss_scale"])

@@ -37,7 +37,7 @@ Metrics = dict[str, Tensor]
 Array = np.ndarray
 
 
-def kept(tensor: Tensor) -> Tensor:
+def cpu_copy(tensor: Tensor) -> Tensor:
     """A copy for a checkpoint, on the CPU: who loads it may have no other device."""
     return tensor.detach().to("cpu", copy=True)
 
@@ -262,30 +262,33 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Path:
-    """A walk through latents, real or imagined."""
+class Explained:
+    """What the world model made of a batch, without gradient: what motives learn from."""
+
+    latent: Latent
+    tokens: Float[Tensor, "B T E"]
+    """What was observed, encoded, and nothing of what preceded it."""
+
+
+@dataclass(frozen=True)
+class Dream:
+    """A walk that the behavior took inside the world model, made without gradient."""
 
     latent: Latent
     """H+1 points: [N, H+1, ...]."""
     action: Float[Tensor, "N H A"]
-
-
-@dataclass(frozen=True)
-class Dream(Path):
-    """A walk that the behavior took inside the world model, made without gradient."""
-
     policy: Float[Tensor, "N H P"]
     """The parameters of the distribution that each action was drawn from."""
     logprob: Float[Tensor, "N H"]
     continues: Float[Tensor, "N H+1"]
     """The continue head's output at each point, the start included."""
     reward: dict[str, Float[Tensor, "N H"]]
-    """Streams: ``extrinsic``, with a manager ``goal`` and ``novelty``. Entry t rewards the edge t -> t+1."""
+    """By stream, the task's and those of motives: entry t rewards the edge t -> t+1."""
     goal: Goal
     """In force from points 0, K, 2K, ... on, [N, M+1, ...]; the last one is never acted upon."""
-    choice: Float[Tensor, "N M C"]
+    goal_policy: Float[Tensor, "N M C"]
     """The parameters of the distribution that each goal was drawn from."""
-    choice_logprob: Float[Tensor, "N M"]
+    goal_logprob: Float[Tensor, "N M"]
     own: Bool[Tensor, "N"]
     """Whether the manager chose the goals; false where they were given to it."""
 
@@ -313,10 +316,10 @@ class Rollout:
     own: Bool[Tensor, "R"] | None = None
     """Whether the level chose the actions itself, if not everywhere: what was given to it sets no scale."""
     after: Float[Tensor, "N I"] | None = None
-    """Inputs at the end of each dream, of which R/N rollouts are successive pieces; for streams that are not split.
-
-    Left out where they are the last of ``inputs``.
-    """
+    """Inputs at the end of each dream, of which R/N rollouts are successive pieces, for streams that do not end with a
+    goal. Left out where they are the last of ``inputs``."""
+    sure_discount: Sequence[float] = ()
+    """By stream, the discount of an edge after which it is sure that the episode goes on."""
 
     @property
     def counted(self) -> Bool[Tensor, "R L"]:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from reverie.agent import Agent, AgentOptions
 from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement, ReplayValue, Stream
-from reverie.behavior.flat import Flat
-from reverie.behavior.hierarchy import HierarchyOptions, build
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, ReplayValue, Targets
+from reverie.behavior.hierarchy import Hierarchy, HierarchyOptions, build, default_streams
 from reverie.behavior.ppo import improve
+from reverie.behavior.streams import Stream
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
@@ -27,6 +27,7 @@ from reverie.types import (
     ActionSpec,
     Batch,
     Dream,
+    Explained,
     Goal,
     Latent,
     Metrics,
@@ -85,7 +86,8 @@ def make_agent(
     """``optimizer`` trains every group; ``options`` are of the agent."""
     policy = PolicyOptimizerOptions(**optimizer.model_dump())
     groups = {"world_optimizer": optimizer, "horizon": 4}
-    groups |= dict.fromkeys(("actor_optimizer", "critic_optimizer", "goal_optimizer"), policy)
+    groups |= dict.fromkeys(("actor_optimizer", "critic_optimizer"), policy)
+    hierarchy = hierarchy.model_copy(update={"goal_optimizer": policy})
     spaces = (dict(observation), action)
     return Agent(AgentOptions(**groups | options), SMALL, behavior, hierarchy, spaces, torch.device("cpu"), seed)
 
@@ -134,9 +136,25 @@ def make_batch(
     )
 
 
+NEVER = torch.zeros(1, 1, dtype=torch.bool)
+NO_BATCH = Batch(
+    *({}, torch.zeros(1, 1, 0), torch.zeros(1, 1), NEVER, NEVER, NEVER),
+    slot=torch.zeros(1, 1, dtype=torch.long),
+    context_action=torch.zeros(1, 0),
+    context_latent={},
+)
+"""One replayed step of which nothing is known."""
+
+
+def explained(deter: Tensor) -> Explained:
+    """Replayed states of which nothing is known but ``deter`` [..., D]."""
+    none = deter.new_zeros(*deter.shape[:-1], 0, 0)
+    return Explained(Latent(deter, none, none), torch.zeros(1, 1, 0))
+
+
 def dream_starts(world: MultimodalWorldModel) -> Latent:
     """Eighteen states: six of each of three sequences."""
-    latent = world.observe(make_batch(world), uniform(3, 6, world.sizes.stoch)).detach()
+    latent = world.observe(make_batch(world), uniform(3, 6, world.sizes.stoch))[0].detach()
     return Latent(*(field.flatten(0, 1) for field in latent.fields))
 
 
@@ -229,8 +247,8 @@ def flat_dream(
     return Dream(
         *(latent, action, policy, logprob, continues, {"extrinsic": reward}),
         goal=Goal(none, none),
-        choice=none[:, :1],
-        choice_logprob=torch.zeros(len(action), 1),
+        goal_policy=none[:, :1],
+        goal_logprob=torch.zeros(len(action), 1),
         own=torch.ones(len(action), dtype=torch.bool),
     )
 
@@ -242,10 +260,19 @@ def flat_view(level: ActorCritic, dream: Dream) -> Rollout:
 
 def make_behavior(
     hierarchy: HierarchyOptions = PLANNED, options: BehaviorOptions = PLAIN, *, features: int, deter: int
-) -> Flat:
+) -> Hierarchy:
     """A manager over a worker with three actions."""
     torch.manual_seed(1)
-    return build(options, hierarchy, CHOICE, features=features, deter=deter, units=16, bins=63)
+    return build(
+        options,
+        hierarchy,
+        CHOICE,
+        default_streams(options, hierarchy),
+        features=features,
+        deter=deter,
+        units=16,
+        bins=63,
+    )
 
 
 def planned_dream(
@@ -259,8 +286,8 @@ def planned_dream(
         flat_dream(latent, idle, idle, idle[..., 0], alive, idle[..., 0]),
         reward=dict(reward),
         goal=Goal(code, code if target is None else target),
-        choice=torch.zeros_like(code[:, :-1]),
-        choice_logprob=torch.zeros(count, goals),
+        goal_policy=torch.zeros_like(code[:, :-1]),
+        goal_logprob=torch.zeros(count, goals),
     )
 
 
@@ -269,10 +296,10 @@ def no_replay(inputs: int) -> ReplayValue:
     return ReplayValue(torch.zeros(1, 1, inputs), torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, 1))
 
 
-def record(level: ActorCritic, rollout: Rollout, judgement: Judgement, replay: ReplayValue | None, seed: int = 0):
+def record(level: ActorCritic, rollout: Rollout, targets: Targets, replay: ReplayValue | None, seed: int = 0):
     """The losses that `improve` hands to the two optimizers, and its metrics."""
     optimizers = {"actor": Recorder(), "critic": Recorder()}
-    metrics = improve(level, rollout, judgement, replay, optimizers, torch.Generator().manual_seed(seed))
+    metrics = improve(level, rollout, targets, replay, optimizers, torch.Generator().manual_seed(seed))
     return optimizers["actor"], optimizers["critic"], metrics
 
 

@@ -12,7 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reverie import native
 from reverie.agent import Agent
+from reverie.behavior import hierarchy as hierarchy_module
 from reverie.behavior.actor_critic import ActorCritic
+from reverie.behavior.ppo import Means
+from reverie.behavior.streams import Stream
 from reverie.imagine import imagine
 from reverie.optim import OptimizerOptions
 from reverie.types import ActionPart, Batch, ObservationSpec, StoredDataError
@@ -69,7 +72,7 @@ def test_acting_sees_what_learning_sees(action):
         reward=torch.zeros(3, 5),
         slot=torch.zeros(3, 5, dtype=torch.long),
     )
-    latent = agent.world.observe(batch, torch.stack(noise, 1)).detach()
+    latent = agent.world.observe(batch, torch.stack(noise, 1))[0].detach()
     for t, carry in enumerate(carries):
         close(carry.latent.deter, latent.deter[:, t])
         close(carry.latent.logits, latent.logits[:, t])
@@ -176,6 +179,7 @@ class Waits(TorchDispatchMode):
 @pytest.mark.parametrize("hierarchy", [FLAT, PLANNED])
 def test_learning_never_waits_for_the_device(hierarchy, monkeypatch):
     monkeypatch.setattr(native, "_enabled", False)
+    monkeypatch.setattr(Means, "wants", lambda *arguments: True)  # as on a GPU
     agent = make_agent(IMAGE | VECTORS, behavior=PASSES, hierarchy=hierarchy)
     batch = make_batch(agent.world)
     with Waits() as waits:
@@ -263,7 +267,8 @@ def flat(network: nn.Module) -> Tensor:
 )
 def test_slow_critics_scales_and_controllers_move_once_per_update(monkeypatch, hierarchy, steps):
     calls = Counter()
-    for name in ("follow", "judge"):
+    names = "update_slow_critic", "adapt_entropy", "compute_targets"
+    for name in names:
         method = getattr(ActorCritic, name)
         monkeypatch.setattr(
             ActorCritic, name, lambda level, *a, m=method, n=name: (calls.update([(n, level.name)]), m(level, *a))[1]
@@ -272,7 +277,11 @@ def test_slow_critics_scales_and_controllers_move_once_per_update(monkeypatch, h
     shake(agent)
     slow = [flat(level.slow_critic) for level in agent.behavior.levels]
     agent.learn(make_batch(agent.world))
-    assert calls == {(name, level.name): 1 for level in agent.behavior.levels for name in ("follow", "judge")}
+    assert calls == {
+        (name, level.name): 1
+        for level in agent.behavior.levels
+        for name in ("update_slow_critic", "adapt_entropy", "compute_targets")
+    }
     for level, before in zip(agent.behavior.levels, slow, strict=True):
         close(flat(level.slow_critic), before + 0.02 * (flat(level.critic) - before), atol=1e-7)
     assert {name: int(agent.optimizers[name].count) for name in steps} == steps
@@ -316,12 +325,12 @@ def test_the_behaviors_losses_train_the_behavior_and_only_replayed_values_reach_
     agent = make_agent(VECTORS | IMAGE)
     shake(agent)
     batch, (world, level) = make_batch(agent.world), (agent.world, agent.behavior.worker)
-    latent, _ = world.loss(batch, torch.rand(3, 6, 4))
+    latent, _, _ = world.loss(batch, torch.rand(3, 6, 4))
     dream = imagine(world, agent.behavior, agent.starts(latent), 4, agent.generators["learn"])
     rollout = flat_view(level, dream)
-    judgement = level.judge(rollout)
-    replay = level.replay_value(latent.features, batch, judgement.returns[:, 0, 0])
-    actor, critic, _ = record(level, rollout, judgement, replay)
+    targets = level.compute_targets(rollout)
+    replay = level.replay_value(latent.features, batch, targets.returns[:, 0, 0])
+    actor, critic, _ = record(level, rollout, targets, replay)
     losses = actor.losses[0] | critic.losses[0] | {"replay_value of the world": level.replay_value_loss(replay)}
     named = {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
     owners = {}
@@ -420,3 +429,22 @@ def test_random_numbers_of_another_device_begin_anew_with_a_warning(caplog):
     state["generators"] = {name: torch.zeros(16, dtype=torch.uint8) for name in state["generators"]}  # as CUDA has them
     agent.restore(state)
     assert "not bit-exact" in caplog.text
+
+
+def test_an_agent_that_is_not_paid_for_the_task_learns_nothing_from_its_reward(monkeypatch):
+    """Only the world model, which predicts it, may differ."""
+    streams = {"policy": {"novelty": Stream(1.0, 100)}}
+    monkeypatch.setattr(hierarchy_module, "default_streams", lambda *options: streams)
+    monkeypatch.setattr(Agent, "rewards", lambda agent, dream: {"novelty": dream.reward["extrinsic"] * 0 + 1})
+    learned = []
+    for reward in (0.0, 1.0):
+        agent = make_agent(optimizer=CONSTANT)
+        agent.world.options = agent.world.options.model_copy(update={"reward_scale": 0.0})
+        agent.optimizers["world"].scales["reward"] = 0.0
+        batch = make_batch(agent.world)
+        metrics, _ = agent.learn(replace(batch, reward=batch.reward * 0 + reward))
+        assert "replay_value" not in agent.optimizers["critic"].scales
+        assert "policy/return_novelty" in metrics and "policy/return" not in metrics
+        learned.append(agent.state_dict())
+    for name, value in learned[0].items():
+        assert torch.equal(value, learned[1][name]), name

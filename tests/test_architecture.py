@@ -17,11 +17,12 @@ ROOT = Path(__file__).parents[1]
 
 BASE = {"types", "functional"}
 BELOW_AGENT = BASE | {"compilation", "nets", "native", "world", "behavior", "imagine", "optim"}
-BELOW_CONFIG = BELOW_AGENT | {"agent", "env", "presets", "replay", "strict_json", "trees", "trust"}
+BELOW_CONFIG = BELOW_AGENT | {"agent", "aliases", "env", "presets", "replay", "strict_json", "trees", "trust"}
 BELOW_RUN = BELOW_CONFIG | {"config"}
 
 MAY_IMPORT = {
     "types": set(),
+    "aliases": set(),
     "functional": {"types"},
     "trees": {"types"},
     "strict_json": {"trees", "types"},

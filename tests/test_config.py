@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from pydantic import ValidationError
 
 from reverie import config
-from reverie.config import FLAT, Config, build, dump, load, read, reference
+from reverie.aliases import FLAT, RENAMED
+from reverie.config import Config, build, dump, load, read, reference
 from reverie.presets import FOLDER
 from reverie.trees import merge, put
 from reverie.types import ConfigError
@@ -316,3 +318,9 @@ def test_a_later_file_changes_single_options_of_an_earlier_one():
 
 def test_reading_keeps_lists_for_a_sweep(file):
     assert read(file({"kl_scale": [0.5, 1.0]})) == {"world": {"kl_scale": [0.5, 1.0]}}
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_the_name_of_an_earlier_version_is_refused_with_the_present_one(old: str):
+    with pytest.raises(ConfigError, match=re.escape(f"{old} = 1: this is now {RENAMED[old]}")):
+        load(overrides=[f"{old}=1"])

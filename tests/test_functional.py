@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from reverie.functional import (
+    adapt,
     balanced_kl,
     categorical_kl,
     lambda_return,
@@ -18,7 +19,6 @@ from reverie.functional import (
     replay_return,
     sample_one_hot,
     softmax,
-    steer,
     straight_through,
     symexp,
     symlog,
@@ -251,7 +251,7 @@ def test_max_cosine_is_the_cosine_times_the_ratio_of_the_lengths():
 def test_a_weight_is_steered_in_steps_of_a_tenth_outside_a_band_of_a_tenth():
     weight, seen = torch.ones(()), []
     for found in (0.6, 0.6, 0.5, 0.4, 0.44):
-        weight = steer(weight, torch.tensor(0.5 / found), 1e-5, 1e2)
+        weight = adapt(weight, torch.tensor(0.5 / found), 1e-5, 1e2)
         seen.append(weight.item())
     assert seen == pytest.approx([0.909091, 0.826446, 0.826446, 0.909091, 1.0], rel=1e-5)
 
@@ -260,12 +260,12 @@ def test_a_weight_is_steered_in_steps_of_a_tenth_outside_a_band_of_a_tenth():
     ("found", "weight"), [(0.4545, 1.1), (0.4546, 1.0), (0.5499, 1.0), (0.5501, 0.909091), (0.0, 1.1)]
 )
 def test_the_band_in_which_a_weight_stays(found, weight):
-    close(steer(torch.ones(()), 0.5 / torch.tensor(found), 1e-5, 1e2), weight)
+    close(adapt(torch.ones(()), 0.5 / torch.tensor(found), 1e-5, 1e2), weight)
 
 
 def test_a_weight_is_steered_within_its_bounds():
-    assert steer(torch.tensor(1.95), torch.tensor(2.0), 1.0, 2.0) == 2.0
-    assert steer(torch.tensor(1.05), torch.tensor(0.5), 1.0, 2.0) == 1.0
+    assert adapt(torch.tensor(1.95), torch.tensor(2.0), 1.0, 2.0) == 2.0
+    assert adapt(torch.tensor(1.05), torch.tensor(0.5), 1.0, 2.0) == 1.0
 
 
 # --- credit over time ---

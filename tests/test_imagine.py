@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.behavior.actor_critic import BehaviorOptions, Stream
+from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.flat import Flat
+from reverie.behavior.streams import Stream
 from reverie.imagine import imagine, open_loop
 from reverie.types import Dream, Latent, Rollout
 from reverie.world.model import MultimodalWorldModel

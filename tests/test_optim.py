@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.nets.layers import Linear, output_rows
-from reverie.optim import MOST_AMPLIFIED, Optimizer, OptimizerOptions, adam, excess, laprop
+from reverie.optim import LARGEST_LOSS_SCALE, Optimizer, OptimizerOptions, adam, excess, laprop
 from reverie.types import StoredDataError
 from tests.core import close
 
@@ -45,15 +45,15 @@ def test_amplified_losses_give_the_same_update_and_yield_to_an_overflow():
     single.step({"fit": loss(plain)})
     half.step({"fit": loss(other)})
     close(values(other.parameters()), values(plain.parameters()), 1e-6)
-    factor = half.amplification.clone()
+    factor = half.loss_scale.clone()
     assert factor > 2**16
     assert half.step({"fit": 1e38 * loss(other)})["net/skipped"]  # times the factor, this is infinite
-    close(half.amplification, factor / 2, 1e-6)
+    close(half.loss_scale, factor / 2, 1e-6)
     assert not half.step({"fit": loss(other)})["net/skipped"]
-    assert single.amplification == 1
-    half.amplification.fill_(MOST_AMPLIFIED)
+    assert single.loss_scale == 1
+    half.loss_scale.fill_(LARGEST_LOSS_SCALE)
     assert not half.step({"fit": loss(other)})["net/skipped"]
-    assert half.amplification == MOST_AMPLIFIED
+    assert half.loss_scale == LARGEST_LOSS_SCALE
 
 
 @pytest.mark.parametrize(

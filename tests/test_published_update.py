@@ -25,7 +25,7 @@ OPTIMIZER = OptimizerOptions(rate=0.01, warmup=2, eps=1e-5, agc=0.001)  # so lit
 def published_losses(agent: Agent, batch: Batch) -> Tensor:
     """The published scalar: every loss of world, actor and critic, with one graph through all of them."""
     world, level, generator = agent.world, agent.behavior.worker, agent.generators["learn"]
-    latent, losses = world.loss(batch, torch.rand(*batch.reward.shape, world.sizes.stoch, generator=generator))
+    latent, _, losses = world.loss(batch, torch.rand(*batch.reward.shape, world.sizes.stoch, generator=generator))
     scales = dict(world.scales) | {"policy": 1.0, "value": 1.0, "replay": 0.3}
 
     dream = imagine(world, agent.behavior, agent.starts(latent), agent.options.horizon, generator)

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from reverie.behavior.streams import TASK, Stream
 from reverie.compilation import compiled
-from reverie.functional import lambda_return, masked_mean, masked_variance, replay_return, steer, two_hot_bins
+from reverie.functional import adapt, lambda_return, masked_mean, masked_variance, replay_return, two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
@@ -29,20 +30,20 @@ class BehaviorOptions(Options):
     too, but its discrete actors ignore it, so 0 is what it does."""
     horizon: float = Field(default=333, gt=1)
     """Discount as an effective number of steps: 1 - 1/horizon."""
-    mix: float = Field(default=0.95, ge=0, le=1)
+    return_lambda: float = Field(default=0.95, ge=0, le=1)
     """Lambda of the return: 0 trusts the critic after one step, 1 only at the end of the dream."""
     entropy: float = Field(default=3e-4, ge=0)
     """Weight of the policy's entropy."""
     epochs: int = Field(default=2, ge=1)
     """Passes over a dream; 1 with one minibatch is the published actor loss."""
     minibatches: int = Field(default=4, ge=1)
-    """Pieces per pass."""
+    """Minibatches per pass."""
     clip: float = Field(default=0.2, gt=0)
     """PPO clips the probability ratio to 1 -+ clip."""
     target_kl: float = Field(default=0.02, gt=0)
     """The actor stops learning from a dream once the mean exact KL of a minibatch exceeds 1.5 times this."""
     entropy_target: float | None = Field(default=None, gt=0, lt=1)
-    """Where given, the weight of the entropy is steered until the entropy is at this share of its range."""
+    """Where given, the weight of the entropy is adapted until the entropy is at this share of its range."""
     return_rate: float = Field(default=0.01, gt=0, le=1)
     """Rate at which the 5 % and 95 % percentiles of returns are averaged."""
     return_floor: float | None = Field(default=None, gt=0)
@@ -58,22 +59,8 @@ class BehaviorOptions(Options):
 
 
 @dataclass(frozen=True)
-class Stream:
-    """One kind of reward: how much it counts, and over how many steps it is discounted."""
-
-    weight: float
-    horizon: float
-    split: bool = False
-    """Whether credit ends where a goal does: the goal's value goes on, whatever the manager wants next."""
-
-    @property
-    def discount(self) -> float:
-        return 1.0 - 1.0 / self.horizon
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a rollout is worth, fixed before anybody learns from it."""
+class Targets:
+    """What actor and critic learn from a rollout, fixed before either does."""
 
     returns: Float[Tensor, "R L Q"]
     advantage: Float[Tensor, "R L"]
@@ -84,7 +71,7 @@ class Judgement:
 
 @dataclass(frozen=True)
 class ReplayValue:
-    """Targets for the critic of the first stream on replayed steps. ``inputs`` carry the world model's gradient."""
+    """Targets for the critic of the task's stream on replayed steps. ``inputs`` carry the world model's gradient."""
 
     inputs: Float[Tensor, "*batch I"]
     target: Float[Tensor, "*batch"]
@@ -95,8 +82,8 @@ class ReplayValue:
 class ActorCritic(nn.Module):
     """``inputs`` [..., I] are latent features, and for a worker its goal.
 
-    ``policy`` gives distribution parameters, ``value`` the expected return of every stream. The first stream is the
-    environment's reward wherever there is one.
+    ``policy`` gives distribution parameters, ``value`` the expected return of every stream. ``task`` is the column of
+    the environment's own reward, None where the level is not paid for it.
     """
 
     return_low: Tensor
@@ -124,6 +111,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.group = group
         self.name, self.options, self.streams, self.distribution = name, options, dict(streams), distribution
+        self.task = list(streams).index(TASK) if TASK in streams else None
         self.discount, count = 1.0 - 1.0 / options.horizon, len(streams)
         self.actor = MLP(inputs, units, options.layers, distribution.outputs, scale=0.01)
         self.critic = MLP(inputs, units, options.layers, count * bins, scale=0.0)
@@ -167,7 +155,7 @@ class ActorCritic(nn.Module):
         return two_hot.loss(logits, targets, weights, self.bins)
 
     @torch.no_grad()
-    def judge(self, rollout: Rollout) -> Judgement:
+    def compute_targets(self, rollout: Rollout) -> Targets:
         """Lambda-returns of every stream, and one advantage. Updates the scales.
 
         Advantages of a stream count by its weight, over the spread of its recent returns (DreamerV3, eq. 7). Where
@@ -188,7 +176,7 @@ class ActorCritic(nn.Module):
         metrics = self._statistics(rollout, value, returns, parts, advantage)
         metrics |= {f"return_scale{suffix}": scale[i] for i, suffix in enumerate(self._suffixes())}
         metrics = {f"{self.name}/{name}": number for name, number in metrics.items()}
-        return Judgement(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], metrics)
+        return Targets(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], metrics)
 
     def _statistics(
         self,
@@ -227,17 +215,20 @@ class ActorCritic(nn.Module):
         return ["" if name == TASK else f"_{name}" for name in self.streams]
 
     def _returns(self, rollout: Rollout, value: Float[Tensor, "R points Q"]) -> Float[Tensor, "R L Q"]:
-        """A stream that is split ends with its rollout, any other goes through all pieces of a dream."""
-        mix, joined, found = self.options.mix, value, []
+        """A stream that ends with its goal ends with its rollout, any other goes through all pieces of a dream."""
+        joined, found = value, []
         if rollout.after is not None:
             points = value[:, :-1].reshape(len(rollout.after), -1, value.shape[-1])
             joined = torch.cat([points, self.value(rollout.after)[:, None]], 1)
         for i, stream in enumerate(self.streams.values()):
             reward, discount, values = rollout.reward[..., i], rollout.discount[..., i], value[..., i]
-            if not stream.split:
+            if not stream.episodic:  # what follows the episode's end is a new one, worth what a start is
+                reward = reward + (rollout.sure_discount[i] - discount) * values[:, 0].mean()
+            if not stream.ends_with_goal:
                 values = joined[..., i]
                 reward, discount = (edges.reshape(len(values), -1) for edges in (reward, discount))
-            found.append(lambda_return(reward, discount, values, mix).view(rollout.weight.shape))
+            returns = lambda_return(reward, discount, values, self.options.return_lambda)
+            found.append(returns.view(rollout.weight.shape))
         return torch.stack(found, -1)
 
     def _scale(self, returns: Float[Tensor, "R L Q"], counted: Bool[Tensor, "R L"], rate: Tensor) -> Float[Tensor, "Q"]:
@@ -249,7 +240,7 @@ class ActorCritic(nn.Module):
         return (self.return_high - self.return_low).clamp(min=self.floor)
 
     def replay_value(self, features: Float[Tensor, "B T F"], batch: Batch, returns: Float[Tensor, "N"]) -> ReplayValue:
-        """Targets on the last N / B replayed steps of each sequence, the rows from which dreams started.
+        """Targets of the task on the last N / B replayed steps of each sequence, the rows from which dreams started.
 
         ``returns``, what was imagined from each row, bootstrap the replayed ones; the step before an episode's seam has
         weight 0.
@@ -263,11 +254,11 @@ class ActorCritic(nn.Module):
             last,
             returns.unflatten(0, inputs.shape[:2]),
             self.discount,
-            self.options.mix,
+            self.options.return_lambda,
         )
         inputs = inputs[:, :-1]
         with torch.no_grad():
-            slow_value = self.slow_value(inputs)[..., 0]
+            slow_value = self.slow_value(inputs)[..., self.task]
         return ReplayValue(inputs, target, slow_value, (~last[:, :-1]).float())
 
     def replay_value_loss(self, replay: ReplayValue) -> Float[Tensor, "*batch"]:
@@ -275,25 +266,28 @@ class ActorCritic(nn.Module):
         target, slow = (
             field[..., None].expand(*field.shape, len(self.streams)) for field in (replay.target, replay.slow_value)
         )
-        return replay.weight * self.value_loss(replay.inputs, target, slow)[..., 0]
+        return replay.weight * self.value_loss(replay.inputs, target, slow)[..., self.task]
 
     @torch.no_grad()
-    def follow(self, rollout: Rollout, ready: bool | Tensor = True) -> Metrics:
-        """Moves the slow critic towards the critic, and steers the entropy once ``ready``; once per learning step."""
+    def update_slow_critic(self) -> None:
+        """Moves it towards the critic; once per learning step."""
         pair = self.slow_critic, self.critic
         slow, fast = ([parameter.detach() for parameter in critic.parameters()] for critic in pair)
         torch._foreach_lerp_(slow, fast, self.options.slow_rate)
+
+    @torch.no_grad()
+    def adapt_entropy(self, rollout: Rollout, allowed: Bool[Tensor, ""]) -> Metrics:
+        """Moves the entropy's weight by the entropy of the policy that acted, where the policy is ``allowed`` to learn.
+
+        Once per learning step.
+        """
         share = self.distribution.entropy_share(rollout.policy).mean()
         if self.options.entropy_target is None:
             return {f"{self.name}/entropy_share": share}
-        steered = steer(self.entropy_weight, self.options.entropy_target / share, *ENTROPY_WEIGHT)
-        ready = torch.as_tensor(ready, device=steered.device)
-        self.entropy_weight.copy_(torch.where(ready, steered, self.entropy_weight))
+        adapted = adapt(self.entropy_weight, self.options.entropy_target / share, *ENTROPY_WEIGHT)
+        self.entropy_weight.copy_(torch.where(allowed, adapted, self.entropy_weight))
         return {f"{self.name}/entropy_share": share, f"{self.name}/entropy_weight": self.entropy_weight.clone()}
 
 
-TASK = "extrinsic"
-"""The stream of the environment's own reward."""
-
 ENTROPY_WEIGHT = 1e-5, 1e2
-"""Bounds on a weight that is steered."""
+"""Bounds on a weight that is adapted."""

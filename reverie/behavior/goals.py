@@ -7,17 +7,19 @@ learned from replayed and imagined states, and their gradient never reaches the 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Set
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from reverie.functional import max_cosine, mixed_log_probs, mixed_probs, one_hot, steer, straight_through
+from reverie.behavior.motive import Motive
+from reverie.functional import adapt, max_cosine, mixed_log_probs, mixed_probs, one_hot, straight_through
 from reverie.nets.distributions import OneHot
 from reverie.nets.layers import MLP
-from reverie.types import Dream, Goal, Metrics
+from reverie.optim import OptimizerOptions
+from reverie.types import Batch, Dream, Explained, Goal, Metrics
 
 LAYERS = 2
 """Hidden layers of the networks here."""
@@ -26,10 +28,13 @@ GROUPS, CLASSES = 8, 8
 """Of the codes that states are compressed to."""
 
 
-class GoalSpace(nn.Module, ABC):
-    """``choice`` is the distribution of codes, without its parameters; ``target`` the width of targets."""
+class GoalSpace(Motive):
+    """The motive to reach goals: streams ``goal``, for the worker, and ``novelty``, for the manager.
 
-    choice: OneHot
+    ``distribution`` is that of codes, without its parameters; ``target`` the width of targets.
+    """
+
+    distribution: OneHot
     target: int
     paints: bool = False
     """Whether targets are states, which the world model can show."""
@@ -54,14 +59,14 @@ class GoalSpace(nn.Module, ABC):
     def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """How unlike anything known these states are."""
 
-    @abstractmethod
-    def loss(
-        self, deter: Float[Tensor, "*batch D"], dream: Dream, generator: torch.Generator
-    ) -> tuple[Tensor, Metrics]:
-        """One number per state, from replayed states or from a dream; and what was seen on the way."""
-
-    def follow(self, seen: Metrics) -> None:
-        """Moves controllers; once per learning step."""
+    @torch.no_grad()
+    def rewards(self, dream: Dream, wanted: Set[str]) -> dict[str, Float[Tensor, "N H"]]:
+        arrived, rewards = dream.latent.deter[:, 1:], {}
+        if "goal" in wanted:
+            rewards["goal"] = self.reward(dream.target[:, :-1], arrived)
+        if "novelty" in wanted:
+            rewards["novelty"] = self.novelty(arrived)
+        return rewards
 
 
 class AutoencoderGoals(GoalSpace):
@@ -74,11 +79,11 @@ class AutoencoderGoals(GoalSpace):
     beta: Tensor
     paints = True
 
-    def __init__(self, deter: int, units: int, reward: str, nats: float):
-        super().__init__()
-        self.choice, self.target, self.nats = OneHot(CLASSES, 0.01, GROUPS), deter, nats
-        self.encoder = MLP(deter, units, LAYERS, self.choice.size)
-        self.decoder = MLP(self.choice.size, units, LAYERS, deter)
+    def __init__(self, deter: int, units: int, reward: str, nats: float, optimizer: OptimizerOptions | None = None):
+        super().__init__(optimizer)
+        self.distribution, self.target, self.nats = OneHot(CLASSES, 0.01, GROUPS), deter, nats
+        self.encoder = MLP(deter, units, LAYERS, self.distribution.size)
+        self.decoder = MLP(self.distribution.size, units, LAYERS, deter)
         self.register_buffer("beta", torch.ones(()))
         self.match = GOAL_REWARDS[reward]
 
@@ -86,7 +91,7 @@ class AutoencoderGoals(GoalSpace):
         return Goal(code, self.decoder(code))
 
     def propose(self, deter: Float[Tensor, "N D"], uniform: Float[Tensor, "N Z"]) -> Goal:
-        return self.decode(self.choice.sample(self.encoder(deter), uniform))
+        return self.decode(self.distribution.sample(self.encoder(deter), uniform))
 
     def reward(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         return self.match(target, deter)
@@ -97,18 +102,19 @@ class AutoencoderGoals(GoalSpace):
 
     def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """The mean squared error of painting a state from its most likely code."""
-        code = one_hot(self.choice.split(self.encoder(deter)).argmax(-1), self.choice.classes).flatten(-2)
+        code = one_hot(self.distribution.split(self.encoder(deter)).argmax(-1), self.distribution.classes).flatten(-2)
         return (self.decoder(code) - deter).square().mean(-1)
 
     def loss(
-        self, deter: Float[Tensor, "*batch D"], dream: Dream, generator: torch.Generator
+        self, explained: Explained, batch: Batch, dream: Dream, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        logits = self.choice.split(self.encoder(deter))
+        deter = explained.latent.deter
+        logits = self.distribution.split(self.encoder(deter))
         uniform = torch.rand(logits.shape[:-1], generator=generator, device=deter.device)
-        code = straight_through(mixed_probs(logits, self.choice.unimix), uniform)
+        code = straight_through(mixed_probs(logits, self.distribution.unimix), uniform)
         error = (self.decoder(code.flatten(-2)) - deter).square().sum(-1)
-        log_p = mixed_log_probs(logits, self.choice.unimix)
-        nats = (log_p.exp() * (log_p + math.log(self.choice.classes))).sum((-2, -1))
+        log_p = mixed_log_probs(logits, self.distribution.unimix)
+        nats = (log_p.exp() * (log_p + math.log(self.distribution.classes))).sum((-2, -1))
         usage = code.detach().flatten(0, -3).mean(0)
         return error + self.beta * nats, {
             "goals/reconstruction": error.detach().mean(),
@@ -117,8 +123,9 @@ class AutoencoderGoals(GoalSpace):
             "goals/perplexity": perplexity(usage),
         }
 
-    def follow(self, seen: Metrics) -> None:
-        self.beta.copy_(steer(self.beta, seen["goals/kl"] / self.nats, *BETA))
+    def adapt(self, seen: Metrics) -> None:
+        super().adapt(seen)
+        self.beta.copy_(adapt(self.beta, seen["goals/kl"] / self.nats, *BETA))
 
 
 BETA = 1e-5, 1.0
@@ -131,16 +138,16 @@ class SkillGoals(GoalSpace):
     The reward is ``log q(skill | state) - log(1 / skills)`` (Eysenbach et al. 2019); q learns from dreams.
     """
 
-    def __init__(self, deter: int, units: int, skills: int):
-        super().__init__()
-        self.choice, self.target = OneHot(skills, 0.01), skills
+    def __init__(self, deter: int, units: int, skills: int, optimizer: OptimizerOptions | None = None):
+        super().__init__(optimizer)
+        self.distribution, self.target = OneHot(skills, 0.01), skills
         self.guess = MLP(deter, units, LAYERS, skills)
 
     def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
         return Goal(code, code)
 
     def propose(self, deter: Float[Tensor, "N D"], uniform: Float[Tensor, "N Z"]) -> Goal:
-        return self.decode(self.choice.sample(self.guess(deter), uniform))
+        return self.decode(self.distribution.sample(self.guess(deter), uniform))
 
     def reward(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         return (torch.log_softmax(self.guess(deter), -1) * target).sum(-1) + math.log(self.target)
@@ -155,7 +162,7 @@ class SkillGoals(GoalSpace):
         return -(log_p.exp() * log_p).sum(-1)
 
     def loss(
-        self, deter: Float[Tensor, "*batch D"], dream: Dream, generator: torch.Generator
+        self, explained: Explained, batch: Batch, dream: Dream, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
         log_q = torch.log_softmax(self.guess(dream.latent.deter[:, 1:]), -1)
         skill = dream.target[:, :-1]

@@ -1,14 +1,13 @@
 """A manager that sets goals and a worker that reaches them, both learned in one dream.
 
 Every K steps the manager sees where it is and chooses a goal (`goals`); the worker acts with the goal before its eyes.
-Each looks at the same dream in its own time (`views`) and improves by the same PPO. What remains without a manager
-is in `flat`.
+Each looks at the same dream in its own time (`views`) and improves by the same PPO.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,11 +16,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.behavior import Behavior
 from reverie.behavior.flat import Flat
 from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, GoalSpace, SkillGoals, perplexity
+from reverie.behavior.motive import Motive
+from reverie.behavior.streams import TASK, Stream
 from reverie.functional import masked_mean
 from reverie.nets.distributions import ActionDistribution
+from reverie.optim import PolicyOptimizerOptions
 from reverie.types import ActionSpec, ConfigError, Dream, Goal, Latent, Metrics, Options, Rollout
 
 
@@ -32,10 +35,9 @@ class HierarchyOptions(Options):
     """Without it one level acts alone."""
     period: int = Field(default=8, ge=1)
     """Steps for which a goal holds; must divide `agent.horizon`."""
-    preset: Literal["hybrid", "director"] = "hybrid"
-    """A `hybrid` worker is paid for the task as well, a `director` one for its goals alone."""
-    time: Literal["smdp", "director"] = "smdp"
-    """How the manager counts: exact credit, or mean rewards discounted per goal (Hafner et al. 2022)."""
+    preset: Literal["hybrid", "goals_only", "director"] = "hybrid"
+    """A `hybrid` worker is paid for the task as well, the others for their goals alone; `director` counts the manager's
+    time as published (Hafner et al. 2022)."""
     goals: str = "autoencoder"
     """Compressed states (`autoencoder`), numbered skills (`skill`), or another one of `GOAL_SPACES`."""
     goal_nats: float = Field(default=8.0, gt=0, lt=16.6)
@@ -56,6 +58,8 @@ class HierarchyOptions(Options):
     """Discount of novelty."""
     goal_mix: float = Field(default=0.0, ge=0, le=1)
     """Share of dreams whose goals are other replayed states instead of the manager's choice."""
+    goal_optimizer: PolicyOptimizerOptions = PolicyOptimizerOptions()
+    """How goals are trained."""
     goal_warmup: int = Field(default=500, ge=0)
     """Updates of the goals before manager and worker begin to learn."""
     frozen: bool = False
@@ -63,9 +67,9 @@ class HierarchyOptions(Options):
     entropy: float = Field(default=3e-3, gt=0)
     """Weight of the manager's entropy at the start."""
     entropy_target: float = Field(default=0.5, gt=0, lt=1)
-    """The manager's entropy is steered towards this share of its range."""
+    """The weight of the manager's entropy is adapted until it is at this share of its range."""
     minibatches: int = Field(default=2, ge=1)
-    """Pieces per pass of the manager."""
+    """Minibatches per pass of the manager."""
     target_kl: float = Field(default=0.16, gt=0)
     """As `behavior.target_kl`, for the manager's whole code: an autoencoder's has eight groups, a skill is one."""
 
@@ -74,36 +78,58 @@ class HierarchyOptions(Options):
         for name, known in (("goals", GOAL_SPACES), ("goal_reward", GOAL_REWARDS)):
             if (chosen := getattr(self, name)) not in known:
                 raise ConfigError(f"hierarchy.{name} = {chosen!r} is unknown; choose among {', '.join(known)}")
-        if not (self.goal_weight or WORKER_PAY[self.preset]):
-            raise ConfigError("hierarchy.goal_weight = 0: a director's worker is paid for nothing else; raise it")
+        if not (self.goal_weight or PRESETS[self.preset].task_weight):
+            raise ConfigError(
+                f"hierarchy.goal_weight = 0: with hierarchy.preset = {self.preset} a worker is paid for nothing else; "
+                f"raise it"
+            )
         return self
 
 
-class Hierarchy(Flat):
+@dataclass(frozen=True)
+class Preset:
+    """Who is paid for what, and how the manager counts time."""
+
+    task_weight: float
+    """Weight of the task's reward for the worker."""
+    manager_view: Callable[[Dream, Mapping[str, Stream], float], Rollout]
+    """What the manager sees of a dream: one of `views`."""
+    replay_value: bool
+    """Whether the manager's critic learns from replayed steps, for which it has to count returns per step."""
+
+
+PRESETS = {
+    "hybrid": Preset(task_weight=1.0, manager_view=views.manager, replay_value=True),
+    "goals_only": Preset(task_weight=0.0, manager_view=views.manager, replay_value=True),
+    "director": Preset(task_weight=0.0, manager_view=views.director, replay_value=False),
+}
+
+
+class Hierarchy(Behavior):
     """A manager over a worker."""
 
-    goals: GoalSpace  # pyright: ignore[reportIncompatibleVariableOverride]
-    practice: Tensor
+    goals: GoalSpace
 
     def __init__(self, options: HierarchyOptions, manager: ActorCritic, worker: ActorCritic, goals: GoalSpace):
-        super().__init__(worker, goals)
-        self.options, self.manager, self.noise = options, manager, goals.choice.noise
-        self.register_buffer("practice", torch.zeros(()))  # updates of the goals
+        super().__init__()
+        self.worker, self.goals = worker, goals
+        self.options, self.manager, self.noise = options, manager, goals.distribution.noise
         self.shuffled = False
 
     @property
     def levels(self) -> list[ActorCritic]:
         return [self.manager, self.worker]
 
-    def ready(self) -> Tensor:
+    @property
+    def motives(self) -> Mapping[str, Motive]:
+        return {"goals": self.goals}
+
+    def ready(self) -> Bool[Tensor, ""]:
         """After the goals' warm-up."""
-        return self.practice >= self.options.goal_warmup
+        return self.goals.updates >= self.options.goal_warmup
 
     def frozen(self, level: ActorCritic) -> bool:
         return self.options.frozen and level is self.manager
-
-    def practised(self) -> None:
-        self.practice += 1
 
     def shuffle(self) -> None:
         self.shuffled = True
@@ -113,26 +139,28 @@ class Hierarchy(Flat):
 
     @torch.no_grad()
     def assign(self, start: Latent, generator: torch.Generator) -> tuple[Bool[Tensor, "N"], Goal]:
+        count, device = len(start.deter), start.deter.device
         if not self.options.goal_mix:
-            return super().assign(start, generator)
-        shape, device = (len(start.deter), self.noise + 1), start.deter.device
-        uniform = torch.rand(shape, generator=generator, device=device)
+            return torch.ones(count, dtype=torch.bool, device=device), self.initial_goal(start)
+        uniform = torch.rand(count, self.noise + 1, generator=generator, device=device)
         return uniform[:, 0] >= self.options.goal_mix, self.goals.propose(others(start.deter), uniform[:, 1:])
 
-    def nothing(self, latent: Latent) -> Goal:
+    def initial_goal(self, latent: Latent) -> Goal:
         empty, shape = latent.deter.new_zeros, latent.deter.shape[:-1]
-        return Goal(empty(*shape, self.goals.choice.size), empty(*shape, self.goals.target))
+        return Goal(empty(*shape, self.goals.distribution.size), empty(*shape, self.goals.target))
 
     @torch.no_grad()
     def decide(self, latent: Latent, uniform: Float[Tensor, "*batch Z"]) -> tuple[Goal, Float[Tensor, "*batch P"]]:
-        choice = self.manager.policy(latent.features)
-        return self.goals.decode(self.goals.choice.sample(choice, uniform)), choice
+        goal_policy = self.manager.policy(latent.features)
+        return self.goals.decode(self.goals.distribution.sample(goal_policy, uniform)), goal_policy
 
-    def logprob(self, choice: Float[Tensor, "*batch P"], code: Float[Tensor, "*batch G"]) -> Float[Tensor, "*batch"]:
-        return self.manager.distribution.logprob(choice, code)
+    def goal_logprob(
+        self, goal_policy: Float[Tensor, "*batch P"], code: Float[Tensor, "*batch G"]
+    ) -> Float[Tensor, "*batch"]:
+        return self.manager.distribution.logprob(goal_policy, code)
 
     @torch.no_grad()
-    def pursue(
+    def next_goal(
         self, latent: Latent, goal: Goal, age: Int[Tensor, "E"], first: Bool[Tensor, "E"], uniform: Float[Tensor, "E Z"]
     ) -> tuple[Goal, Int[Tensor, "E"]]:
         """A new goal where an episode begins or the old one has held for its time."""
@@ -148,7 +176,7 @@ class Hierarchy(Flat):
         return goal, torch.where(due, 0, age) + 1
 
     @torch.no_grad()
-    def arrivals(
+    def goal_outcomes(
         self,
         goal: Goal,
         age: Int[Tensor, "E"],
@@ -161,25 +189,16 @@ class Hierarchy(Flat):
         pairs = (goal.target, latent.deter), (foreign, latent.deter), (goal.target, start)
         return torch.stack([self.goals.fit(target, deter) for target, deter in pairs], -1)[finished]
 
-    @torch.no_grad()
-    def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
-        arrived, paid = dream.latent.deter[:, 1:], self.manager.streams | self.worker.streams
-        kinds = {
-            "goal": lambda: self.goals.reward(dream.target[:, :-1], arrived),
-            "novelty": lambda: self.goals.novelty(arrived),
-        }
-        return {name: reward() for name, reward in kinds.items() if name in paid}
-
     def views(self, dream: Dream) -> list[Rollout]:
         # The continue head may say more than the discount that it was trained with. Published, that counts; here, where
         # every stream has a discount of its own, only a probability may.
         dream = replace(dream, continues=dream.continues.clamp(max=1.0))
         discount = self.manager.discount
-        planned = views.TIMES[self.options.time](dream, self.manager.streams, discount)
+        planned = PRESETS[self.options.preset].manager_view(dream, self.manager.streams, discount)
         return [planned, views.worker(dream, self.worker.streams, discount)]
 
     @torch.no_grad()
-    def reach(self, dream: Dream) -> Metrics:
+    def goal_metrics(self, dream: Dream) -> Metrics:
         """Fit at the start and at the end of each goal, and how often the end fits well: for own and foreign goals.
 
         Goals that were given do not count. Beside it, how many classes of each group the manager uses, and how far its
@@ -191,19 +210,19 @@ class Hierarchy(Flat):
             self.goals.fit(wanted, state) for wanted, state in ((target, start), (target, end), (others(target), end))
         )
         switch = dream.goal.target.diff(dim=1).norm(dim=-1)
-        usage = self.goals.choice.split(dream.choice).softmax(-1).flatten(0, -3).mean(0)
+        usage = self.goals.distribution.split(dream.goal_policy).softmax(-1).flatten(0, -3).mean(0)
         seen = {
             "manager/switch": switch,
             "goals/fit_at_start": before,
             "goals/fit_at_end": fit,
             "goals/gain": fit - before,
-            "goals/reach": (fit >= REACHED).float(),
-            "goals/reach_shuffled": (foreign >= REACHED).float(),
+            "goals/reach": (fit >= GOAL_THRESHOLD).float(),
+            "goals/reach_shuffled": (foreign >= GOAL_THRESHOLD).float(),
         }
         means = masked_mean(torch.stack([values.mean(1) for values in seen.values()], -1), dream.own)
         return {"manager/perplexity": perplexity(usage)} | dict(zip(seen, means.unbind(), strict=True))
 
-    def moved(self, metrics: Metrics) -> Metrics:
+    def joint_kl(self, metrics: Metrics) -> Metrics:
         """The KL of the joint policy over the steps of one goal, as measured before each minibatch's step."""
         return {"manager/kl_segment": metrics["manager/kl"] + self.options.period * metrics["worker/kl"]}
 
@@ -213,54 +232,69 @@ def others(dreams: Tensor) -> Tensor:
     return dreams.roll(len(dreams) // 2, 0)
 
 
-REACHED = 0.7
+GOAL_THRESHOLD = 0.7
 """A goal counts as reached where the fit is at least this."""
 
-WORKER_PAY = {"hybrid": 1.0, "director": 0.0}
-"""Weight of the task's reward for the worker."""
 
-REPLAYED = {"smdp": 1.0, "director": 0.0}
-"""Whether the manager's critic learns from replayed steps: their returns are counted per step, not per goal."""
+def autoencoder_goals(options: HierarchyOptions, deter: int, units: int) -> GoalSpace:
+    """States, compressed and painted."""
+    return AutoencoderGoals(deter, units, options.goal_reward, options.goal_nats, options.goal_optimizer)
+
+
+def skill_goals(options: HierarchyOptions, deter: int, units: int) -> GoalSpace:
+    """Numbered skills."""
+    return SkillGoals(deter, units, options.num_options, options.goal_optimizer)
+
 
 GOAL_SPACES: dict[str, Callable[[HierarchyOptions, int, int], GoalSpace]] = {
-    "autoencoder": lambda options, deter, units: AutoencoderGoals(deter, units, options.goal_reward, options.goal_nats),
-    "skill": lambda options, deter, units: SkillGoals(deter, units, options.num_options),
+    "autoencoder": autoencoder_goals,
+    "skill": skill_goals,
 }
+
+
+def default_streams(options: BehaviorOptions, hierarchy: HierarchyOptions) -> dict[str, dict[str, Stream]]:
+    """What each level is paid for, by the names of level and stream."""
+    task = Stream(1.0, options.horizon)
+    if not hierarchy.enabled:
+        return {"policy": {TASK: task}}
+    novelty = Stream(hierarchy.novelty_weight, hierarchy.novelty_horizon)
+    goal = Stream(hierarchy.goal_weight, hierarchy.goal_horizon, ends_with_goal=True)
+    worker_task = replace(task, weight=PRESETS[hierarchy.preset].task_weight)
+    return {"manager": {TASK: task, "novelty": novelty}, "worker": {TASK: worker_task, "goal": goal}}
 
 
 def build(
     options: BehaviorOptions,
     hierarchy: HierarchyOptions,
     action: ActionSpec,
+    streams: Mapping[str, Mapping[str, Stream]],
     *,
     features: int,
     deter: int,
     units: int,
     bins: int,
-) -> Flat:
-    """The behavior of these options over latents with ``features`` numbers, of which ``deter`` are deterministic."""
+) -> Behavior:
+    """The behavior of these options over latents with ``features`` numbers, of which ``deter`` are deterministic.
+
+    ``streams`` are those of each level, by name; those without weight are left out.
+    """
     distribution = ActionDistribution.of(action, options.unimix)
-    task = Stream(1.0, options.horizon)
+    paid = {level: {name: stream for name, stream in mine.items() if stream.weight} for level, mine in streams.items()}
     if not hierarchy.enabled:
-        return Flat(ActorCritic("policy", options, features, distribution, {"extrinsic": task}, units=units, bins=bins))
+        return Flat(ActorCritic("policy", options, features, distribution, paid["policy"], units=units, bins=bins))
     goals = GOAL_SPACES[hierarchy.goals](hierarchy, deter, units)
     changes = {
         "minibatches": hierarchy.minibatches,
         "target_kl": hierarchy.target_kl,
         "entropy": hierarchy.entropy,
         "entropy_target": hierarchy.entropy_target,
-        "replay_value_scale": REPLAYED[hierarchy.time] * options.replay_value_scale,
     }
-    planning, codes = options.model_copy(update=changes), ActionDistribution([goals.choice])
-    novelty = Stream(hierarchy.novelty_weight, hierarchy.novelty_horizon)
-    streams = _paid({"extrinsic": task, "novelty": novelty})
-    manager = ActorCritic("manager", planning, features, codes, streams, units=units, bins=bins, group="manager_")
-    pay = Stream(WORKER_PAY[hierarchy.preset], options.horizon)
-    goal = Stream(hierarchy.goal_weight, hierarchy.goal_horizon, split=True)
-    streams = _paid({"extrinsic": pay, "goal": goal})
-    worker = ActorCritic("worker", options, features + goals.target, distribution, streams, units=units, bins=bins)
+    if not PRESETS[hierarchy.preset].replay_value:
+        changes["replay_value_scale"] = 0.0
+    planning, codes = options.model_copy(update=changes), ActionDistribution([goals.distribution])
+    manager = ActorCritic(
+        "manager", planning, features, codes, paid["manager"], units=units, bins=bins, group="manager_"
+    )
+    told = features + goals.target
+    worker = ActorCritic("worker", options, told, distribution, paid["worker"], units=units, bins=bins)
     return Hierarchy(hierarchy, manager, worker, goals)
-
-
-def _paid(streams: dict[str, Stream]) -> dict[str, Stream]:
-    return {name: stream for name, stream in streams.items() if stream.weight}

@@ -1,4 +1,4 @@
-"""Proximal policy optimisation over a judged rollout (Schulman et al. 2017).
+"""Proximal policy optimisation over a rollout (Schulman et al. 2017).
 
 Targets are fixed before the first pass. With one epoch and one minibatch the ratio is one everywhere and the gradient
 is that of DreamerV3's actor loss: REINFORCE with a baseline, weighted by reachability, plus entropy.
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.behavior.actor_critic import ActorCritic, Judgement, ReplayValue
+from reverie.behavior.actor_critic import ActorCritic, ReplayValue, Targets
 from reverie.compilation import compiled
 from reverie.functional import masked_mean
 from reverie.optim import Optimizer
@@ -59,10 +59,12 @@ def kl_estimate(log_ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     return log_ratio.expm1() - log_ratio
 
 
-def pieces(counts: tuple[int, ...], parts: int, generator: torch.Generator) -> Iterator[tuple[Tensor | slice, ...]]:
-    """Cuts several ranges into ``parts`` shuffled pieces each.
+def minibatches(
+    counts: tuple[int, ...], parts: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor | slice, ...]]:
+    """Cuts several ranges into ``parts`` shuffled minibatches each.
 
-    Yields side by side one piece of each, and last the same numbers in all ranges laid end to end.
+    Yields side by side one minibatch of each, and last the same numbers in all ranges laid end to end.
     """
     if parts == 1:
         yield (slice(None),) * (len(counts) + 1)
@@ -77,7 +79,7 @@ def pieces(counts: tuple[int, ...], parts: int, generator: torch.Generator) -> I
 def improve(
     level: ActorCritic,
     rollout: Rollout,
-    judgement: Judgement,
+    targets: Targets,
     replay: ReplayValue | None,
     optimizers: Mapping[str, Optimizer],
     generator: torch.Generator,
@@ -88,58 +90,88 @@ def improve(
 
     The actor stops for this rollout once the exact KL of a minibatch exceeds 1.5 times its target; the critic always
     finishes. Nothing moves unless ``ready``, and the actor of a ``frozen`` level never does. Returns the mean of every
-    metric over all minibatches, each measured before its step; clip fraction and KL estimate are of the level's own
-    actions.
+    metric over the minibatches of actor and critic, each measured before its step and up to the one where it stopped,
+    the first always; clip fraction and KL estimate are of the level's own actions.
     """
     options = level.options
-    inputs, target, slow_value = _lessons(rollout, judgement, replay)
+    inputs, target, slow_value = critic_batch(rollout, targets, replay)
     action, old_policy = rollout.action.flatten(0, 1), rollout.policy.flatten(0, 1)
     old_logprob, own = rollout.logprob.flatten(), rollout.counted.flatten()
-    weight, advantage = rollout.weight.flatten(), judgement.advantage.flatten()
+    weight, advantage = rollout.weight.flatten(), targets.advantage.flatten()
 
     ready = torch.as_tensor(ready, device=weight.device)
-    willing = going = ready & (not frozen)
-    history: list[Metrics] = []
+    allowed = active = ready & (not frozen)
+    actor, critic, stopped = Means(), Means(), []
     for _ in range(options.epochs):
         counts = len(weight), 0 if replay is None else replay.weight.numel()
-        for index, replayed, both in pieces(counts, options.minibatches, generator):
+        for index, replayed, both in minibatches(counts, options.minibatches, generator):
             seen, edges = inputs[both], len(weight[index])
-            experience = (field[index] for field in (action, old_policy, old_logprob, advantage, weight))
-            policy_loss, entropy, divergence, log_ratio = policy_losses(level, seen[:edges], *experience)
-            kl, changes = divergence.mean(), log_ratio.expm1().abs()
-            going = going & (kl <= 1.5 * options.target_kl)
-            moved = optimizers["actor"].step({"policy": policy_loss}, when=going)
-            judged = level.value_loss(seen, target[both], slow_value[both])
-            value_losses = {"value": weight[index] * judged[:edges].sum(-1)}
-            if replay is not None:
-                value_losses["replay_value"] = replay.weight.flatten()[replayed] * judged[edges:, 0]
-            moved |= optimizers["critic"].step(value_losses, when=ready)
-
-            history.append(
-                {
-                    f"{level.name}/policy_loss": policy_loss.detach().mean(),
-                    f"{level.name}/value_loss": value_losses["value"].detach().mean(),
-                    f"{level.name}/entropy": entropy.mean(),
-                    f"{level.name}/kl": kl,
-                    f"{level.name}/kl_estimate": masked_mean(kl_estimate(log_ratio), own[index]),
-                    f"{level.name}/kl_stopped": (willing & ~going).float(),
-                    f"{level.name}/clip_fraction": masked_mean((changes > options.clip).float(), own[index]),
-                    f"{level.name}/ratio_error": changes.max(),
+            if actor.wants(active):
+                before = active
+                experience = (field[index] for field in (action, old_policy, old_logprob, advantage, weight))
+                policy_loss, entropy, kl, log_ratio = policy_losses(level, seen[:edges], *experience)
+                active = active & (kl.mean() <= 1.5 * options.target_kl)
+                moved = optimizers["actor"].step({"policy": policy_loss}, when=active)
+                changes, mine = log_ratio.expm1().abs(), own[index]
+                measured = {
+                    "policy_loss": policy_loss.detach().mean(),
+                    "entropy": entropy.mean(),
+                    "kl": kl.mean(),
+                    "kl_estimate": masked_mean(kl_estimate(log_ratio), mine),
+                    "clip_fraction": masked_mean((changes > options.clip).float(), mine),
+                    "ratio_error": changes.max(),
                 }
-                | moved
-            )
-    metrics = {name: torch.stack([entry[name] for entry in history]).mean() for name in history[0]}
-    return metrics | {f"{level.name}/ratio_first": history[0][f"{level.name}/ratio_error"]}
+                actor.add({f"{level.name}/{name}": value for name, value in measured.items()} | moved, before)
+            stopped.append((allowed & ~active).float())
+            if critic.wants(ready):
+                errors = level.value_loss(seen, target[both], slow_value[both])
+                losses = {"value": weight[index] * errors[:edges].sum(-1)}
+                if replay is not None:
+                    losses["replay_value"] = replay.weight.flatten()[replayed] * errors[edges:, level.task]
+                moved = optimizers["critic"].step(losses, when=ready)
+                critic.add({f"{level.name}/value_loss": losses["value"].detach().mean()} | moved, ready)
+    return (
+        {f"{level.name}/kl_stopped": torch.stack(stopped).mean()}
+        | {f"{level.name}/ratio_first": actor.first[f"{level.name}/ratio_error"]}
+        | actor.result()
+        | critic.result()
+    )
 
 
-def _lessons(rollout: Rollout, judgement: Judgement, replay: ReplayValue | None) -> tuple[Tensor, Tensor, Tensor]:
-    """What the critic is shown, its targets and the slow critic's opinions: [n, ...] of all edges, then replayed steps.
+class Means:
+    """Of what is measured at each minibatch: at the first, and wherever learning still goes on."""
 
-    Replayed steps know the first stream alone; what the others' heads say about them must not count.
+    def __init__(self) -> None:
+        self.rows: list[Metrics] = []
+        self.counted: list[Tensor] = []
+
+    @property
+    def first(self) -> Metrics:
+        return self.rows[0]
+
+    def wants(self, active: Tensor) -> bool:
+        """Whether a minibatch is worth its pass. A GPU is not asked, for that waits; its optimizer drops the step."""
+        return not self.rows or not active.is_cpu or bool(active)
+
+    def add(self, metrics: Metrics, active: Tensor) -> None:
+        self.counted.append(active if self.rows else torch.ones_like(active))
+        self.rows.append(metrics)
+
+    def result(self) -> Metrics:
+        if len(self.rows) == 1:
+            return dict(self.first)
+        counted = torch.stack(self.counted)
+        return {name: masked_mean(torch.stack([row[name] for row in self.rows]), counted) for name in self.first}
+
+
+def critic_batch(rollout: Rollout, targets: Targets, replay: ReplayValue | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What the critic is shown, its targets and the slow critic's values: [n, ...] of all edges, then replayed steps.
+
+    Replayed steps know the task's stream alone; what the other heads say about them must not count.
     """
-    parts = [(rollout.inputs[:, :-1], judgement.returns, judgement.slow_value)]
+    parts = [(rollout.inputs[:, :-1], targets.returns, targets.slow_value)]
     if replay is not None:
-        shape = *replay.weight.shape, judgement.returns.shape[-1]
+        shape = *replay.weight.shape, targets.returns.shape[-1]
         target, slow_value = (field[..., None].expand(shape) for field in (replay.target, replay.slow_value))
         parts.append((replay.inputs.detach(), target, slow_value))
     inputs, target, slow_value = map(_in_line, zip(*parts, strict=True))

@@ -7,24 +7,24 @@ restarted where a goal changes, so that nobody learns from what follows an imagi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.behavior.actor_critic import Stream
+from reverie.behavior.streams import Stream
 from reverie.types import Dream, Rollout
 
 
-def onward(dream: Dream, discount: float) -> Float[Tensor, "N points"]:
+def continue_discount(dream: Dream, discount: float) -> Float[Tensor, "N points"]:
     """The discount times the probability to go on, at every point."""
     return (discount * dream.continues).clamp(max=1.0)
 
 
-def reached(dream: Dream, discount: float) -> Float[Tensor, "N H"]:
+def reach_weight(dream: Dream, discount: float) -> Float[Tensor, "N H"]:
     """The weight of every edge."""
-    return torch.cumprod(onward(dream, discount), 1)[:, :-1]
+    return torch.cumprod(continue_discount(dream, discount), 1)[:, :-1]
 
 
 def worker(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Rollout:
@@ -42,7 +42,7 @@ def worker(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Roll
     # Points 0..K of each piece: [N, M, F, K+1] -> [N M, K+1, F].
     points = features.unfold(1, length + 1, length).movedim(2, -1).flatten(0, 1) if pieces > 1 else features
     target = dream.goal.target[:, :-1].flatten(0, 1)[:, None].expand(-1, length + 1, -1)
-    edges = [cut(onward(dream, stream.discount)[:, 1:]) for stream in streams.values()]
+    edges = [cut(continue_discount(dream, stream.discount)[:, 1:]) for stream in streams.values()]
     return Rollout(
         action=cut(dream.action),
         inputs=torch.cat([points, target], -1) if target.shape[-1] else points,
@@ -50,7 +50,8 @@ def worker(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Roll
         logprob=cut(dream.logprob),
         reward=torch.stack([cut(dream.reward[name]) for name in streams], -1),
         discount=torch.stack(edges, -1),
-        weight=cut(reached(dream, discount)),
+        weight=cut(reach_weight(dream, discount)),
+        sure_discount=[stream.discount for stream in streams.values()],
         after=torch.cat([features[:, -1], dream.goal.target[:, -1]], -1) if target.shape[-1] else None,
     )
 
@@ -61,45 +62,46 @@ def manager(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Rol
     ``R_i = sum_j (prod_{l<=j} discount * continue_{iK+l}) r_{iK+j}``, and the discount of the whole edge is that of its
     K steps together. Dreams whose goals were given do not count.
     """
-    features, count = dream.latent.features, dream.choice.shape[1]
+    count = dream.goal_policy.shape[1]
     length = dream.action.shape[1] // count
     rewards, discounts = [], []
     for name, stream in streams.items():
-        steps = onward(dream, stream.discount)[:, 1:].unflatten(1, (count, length))
+        steps = continue_discount(dream, stream.discount)[:, 1:].unflatten(1, (count, length))
         before = torch.cat([torch.ones_like(steps[..., :1]), steps[..., :-1].cumprod(-1)], -1)
         rewards.append((before * dream.reward[name].unflatten(1, (count, length))).sum(-1))
         discounts.append(steps.prod(-1))
-    return _decisions(dream, features, torch.stack(rewards, -1), torch.stack(discounts, -1), discount)
+    sure = [stream.discount**length for stream in streams.values()]
+    return _decisions(dream, torch.stack(rewards, -1), torch.stack(discounts, -1), sure, discount)
 
 
 def director(dream: Dream, streams: Mapping[str, Stream], discount: float) -> Rollout:
     """The manager of Director (Hafner et al. 2022): the mean reward of each goal's steps, discounted per goal."""
-    features, count = dream.latent.features, dream.choice.shape[1]
+    count = dream.goal_policy.shape[1]
     length = dream.action.shape[1] // count
     alive = dream.continues[:, :-1].unflatten(1, (count, length)).cumprod(-1)
     through = dream.continues[:, 1:].unflatten(1, (count, length)).prod(-1)
     rewards = [(alive * dream.reward[name].unflatten(1, (count, length))).mean(-1) for name in streams]
     discounts = [DIRECTOR_DISCOUNT * through for _ in streams]
-    return _decisions(dream, features, torch.stack(rewards, -1), torch.stack(discounts, -1), discount)
+    sure = [DIRECTOR_DISCOUNT] * len(streams)
+    return _decisions(dream, torch.stack(rewards, -1), torch.stack(discounts, -1), sure, discount)
 
 
 DIRECTOR_DISCOUNT = 0.99
 """Per goal."""
 
 
-def _decisions(dream: Dream, features: Tensor, reward: Tensor, discounts: Tensor, discount: float) -> Rollout:
-    code, length = dream.goal.code[:, :-1], dream.action.shape[1] // dream.choice.shape[1]
+def _decisions(
+    dream: Dream, reward: Tensor, discounts: Tensor, sure_discount: Sequence[float], discount: float
+) -> Rollout:
+    code, length = dream.goal.code[:, :-1], dream.action.shape[1] // dream.goal_policy.shape[1]
     return Rollout(
         action=code,
-        inputs=features[:, ::length],
-        policy=dream.choice,
-        logprob=dream.choice_logprob,
+        inputs=dream.latent.features[:, ::length],
+        policy=dream.goal_policy,
+        logprob=dream.goal_logprob,
         reward=reward,
         discount=discounts,
-        weight=reached(dream, discount)[:, ::length] * dream.own[:, None],
+        weight=reach_weight(dream, discount)[:, ::length] * dream.own[:, None],
         own=dream.own,
+        sure_discount=sure_discount,
     )
-
-
-TIMES = {"smdp": manager, "director": director}
-"""How a manager counts time."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reverie import config as configuration
 from reverie.agent import Agent
-from reverie.behavior.hierarchy import REACHED
+from reverie.behavior.hierarchy import GOAL_THRESHOLD
 from reverie.config import Config
 from reverie.env import EnvOptions, make, make_vector, with_mode
 from reverie.imagine import open_loop
@@ -110,9 +110,8 @@ class Evaluation:
         What is not known is left out.
         """
         names = "goal_reach", "goal_reach_shuffled", "goal_reach_at_start"
-        shares = {
-            name: fits >= REACHED for name, fits in zip(names, self.fits.T, strict=True) if not np.isnan(fits).any()
-        }
+        pairs = zip(names, self.fits.T, strict=True)
+        shares = {name: fits >= GOAL_THRESHOLD for name, fits in pairs if not np.isnan(fits).any()}
         return {f"evaluation/{name}": float(reached.mean()) for name, reached in shares.items() if len(reached)}
 
     def __str__(self) -> str:
@@ -156,7 +155,7 @@ def evaluate(
                 recording.add(step, previous_action, carry)
                 recorded = bool(step.last[0]) or len(recording) == record
             skipped = torch.as_tensor(step.first | idle, device=agent.device)
-            fits.append(agent.behavior.arrivals(before.goal, before.age, carry.latent, skipped, start))
+            fits.append(agent.behavior.goal_outcomes(before.goal, before.age, carry.latent, skipped, start))
             start = torch.where((carry.age == 1)[:, None], carry.latent.deter, start)
             if unwanted():
                 break
@@ -170,7 +169,7 @@ def show_goals(agent: Agent, recording: Recording) -> dict[str, np.ndarray]:
     """The goals of a recording as the world model would see them, by key [T, ...]; empty where goals are no states."""
     if agent.behavior.goals is None or not agent.behavior.goals.paints:
         return {}
-    shown = agent.world.show(agent.world.likely(torch.stack(recording.target)))
+    shown = agent.world.show(agent.world.prior_mode(torch.stack(recording.target)))
     return {key: value.cpu().numpy() for key, value in shown.items()}
 
 

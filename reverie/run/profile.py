@@ -39,10 +39,10 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "replay": [(SequenceReplayBuffer, name) for name in ("add", "sample", "write_latent")],
     "world model": [(MultimodalWorldModel, "loss")],
     "imagination": [(agent, "imagine")],
-    "judgement": [(ActorCritic, "judge"), (ActorCritic, "replay_value"), (ActorCritic, "follow")],
+    "targets": [(ActorCritic, "compute_targets"), (ActorCritic, "replay_value"), (ActorCritic, "adapt_entropy")],
     "goals and views": [
-        *((Hierarchy, name) for name in ("rewards", "views", "reach")),
-        *[(Flat, "views"), (Agent, "_learn_goals")],
+        *[(Hierarchy, "views"), (Hierarchy, "goal_metrics"), (Flat, "views")],
+        *[(Agent, "rewards"), (Agent, "_learn_motives")],
     ],
     "policy and critic": [(agent, "improve"), (ActorCritic, "replay_value_loss")],
     "gradients": [(torch.Tensor, "backward")],

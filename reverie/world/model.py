@@ -149,28 +149,29 @@ class MultimodalWorldModel(nn.Module):
         """The tokens of all modalities, side by side."""
         return torch.cat([encoder(obs) for encoder in self.encoders.values()], -1)
 
-    def observe(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> Latent:
-        """The posterior [B, T] of replayed sequences, continued from their stored context."""
+    def observe(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> tuple[Latent, Float[Tensor, "B T E"]]:
+        """The posterior [B, T] of replayed sequences, continued from their stored context, and the tokens it saw."""
         deter, stoch = self.unpack(batch.context_latent)
         if not self.options.gradient_checkpointing:
-            return self.rssm.observe(self.encode(batch.obs), batch.previous_action, batch.first, deter, stoch, uniform)
-        tokens = torch.cat([_forgetful(self.encode, row.obs) for row in batch.rows()])
+            tokens = self.encode(batch.obs)
+            return self.rssm.observe(tokens, batch.previous_action, batch.first, deter, stoch, uniform), tokens
+        tokens = torch.cat([checkpointed(self.encode, row.obs) for row in batch.rows()])
         stretches, length = [], math.isqrt(uniform.shape[1])
         pieces = (whole.split(length, 1) for whole in (tokens, batch.previous_action, batch.first, uniform))
-        for *seen, chance in zip(*pieces, strict=True):
-            stretches.append(_forgetful(self.rssm.observe, *seen, deter, stoch, chance))
+        for *seen, latent_noise in zip(*pieces, strict=True):
+            stretches.append(checkpointed(self.rssm.observe, *seen, deter, stoch, latent_noise))
             end = stretches[-1].at(-1)
             deter, stoch = end.deter, end.stoch
-        return join(stretches)
+        return join(stretches), tokens
 
-    def loss(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> tuple[Latent, Losses]:
-        """Explains a batch: the posterior with its gradient, and one loss [B, T] per name in `scales`."""
-        latent = self.observe(batch, uniform)
+    def loss(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> tuple[Latent, Float[Tensor, "B T E"], Losses]:
+        """Explains a batch: the posterior, the tokens without gradient, and one loss [B, T] per name in `scales`."""
+        latent, tokens = self.observe(batch, uniform)
         if not self.options.gradient_checkpointing:
-            return latent, self.explain(latent, batch)
+            return latent, tokens.detach(), self.explain(latent, batch)
         pieces = zip(latent.rows(), batch.rows(), strict=True)
-        losses = [_forgetful(self.explain, *piece) for piece in pieces]
-        return latent, {name: torch.cat([loss[name] for loss in losses]) for name in self.scales}
+        losses = [checkpointed(self.explain, *piece) for piece in pieces]
+        return latent, tokens.detach(), {name: torch.cat([loss[name] for loss in losses]) for name in self.scales}
 
     @compiled
     def explain(self, latent: Latent, batch: Batch) -> Losses:
@@ -209,7 +210,7 @@ class MultimodalWorldModel(nn.Module):
         """
         return torch.sigmoid(self.continue_head(features).squeeze(-1)) / self.discount
 
-    def likely(self, deter: Float[Tensor, "*batch D"]) -> Latent:
+    def prior_mode(self, deter: Float[Tensor, "*batch D"]) -> Latent:
         """The latent that a deterministic state most likely stands for."""
         logits = self.rssm.predict(deter)
         return Latent(deter, one_hot(logits.argmax(-1), self.sizes.classes), logits)
@@ -222,7 +223,7 @@ class MultimodalWorldModel(nn.Module):
         return shown
 
 
-def _forgetful(function: Callable[..., Any], *arguments: Any) -> Any:
+def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function whose inner values are not kept, but computed again on the way back.
 
     A GPU does that in a thread of its own, where what is compiled must be the same.

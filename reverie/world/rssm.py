@@ -117,8 +117,8 @@ class RSSM(nn.Module):
             )
         latents: list[Latent] = []
         for t in range(tokens.shape[1]):
-            kept, drive, offset, chance = (whole[:, t] for whole in (keep, drives, offsets, uniform))
-            latents.append(self._see(deter, stoch, kept, drive, offset, chance, weights, from_deter))
+            kept, drive, offset, latent_noise = (whole[:, t] for whole in (keep, drives, offsets, uniform))
+            latents.append(self._see(deter, stoch, kept, drive, offset, latent_noise, weights, from_deter))
             deter, stoch = latents[t].deter, latents[t].stoch
         return stack(latents)
 
@@ -175,8 +175,8 @@ class RSSM(nn.Module):
         distribution: ActionDistribution,
         start: Latent,
         target: Float[Tensor, "N W"],
-        choice: Float[Tensor, "H N Z"],
-        chance: Float[Tensor, "H N S"],
+        action_noise: Float[Tensor, "H N Z"],
+        latent_noise: Float[Tensor, "H N S"],
     ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
         """Many steps of `dreamer` with the actions of a policy between them, as one native call.
 
@@ -189,7 +189,7 @@ class RSSM(nn.Module):
             rssm_kernels.Prior(*self.prior.parameters()),
             rssm_kernels.Drive(self.from_action.dense[0], weights.action, self.mix.bias),
             (actor.dense, distribution),
-            *(start, target, choice, chance),
+            *(start, target, action_noise, latent_noise),
         )
 
     def _core(self, weights: CoreWeights) -> rssm_kernels.Core:

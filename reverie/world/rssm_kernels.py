@@ -274,20 +274,20 @@ def dream(
     behavior: tuple[Sequence[Dense], ActionDistribution],
     start: Latent,
     target: Float[Tensor, "N W"],
-    choice: Float[Tensor, "H N Z"],
-    chance: Float[Tensor, "H N S"],
+    action_noise: Float[Tensor, "H N Z"],
+    latent_noise: Float[Tensor, "H N S"],
 ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
     """Policy and prior by turns, without gradient: the points [N, H+1], the policy's parameters and the actions.
 
     ``shape`` is sizes and unimix, ``behavior`` the policy's layers and its distribution; the policy sees ``target``
     beside every state. Call it where `supports`.
     """
-    (actor, distribution), (horizon, count), sizes = behavior, chance.shape[:2], shape[0]
+    (actor, distribution), (horizon, count), sizes = behavior, latent_noise.shape[:2], shape[0]
     _check(
         deter=(start.deter, (count, sizes.deter)),
         stoch=(start.stoch, (count, sizes.stoch, sizes.classes)),
-        chance=(chance, (horizon, count, sizes.stoch)),
-        choice=(choice, (horizon, count, distribution.noise)),
+        latent_noise=(latent_noise, (horizon, count, sizes.stoch)),
+        action_noise=(action_noise, (horizon, count, distribution.noise)),
         target=(target, (count, target.shape[1])),
         actor=(actor[0][0], (len(actor[0][0]), sizes.features + target.shape[1])),
     )
@@ -296,16 +296,16 @@ def dream(
     )
     features[:, 0], logits[:, 0] = start.features, start.logits
     parts = [_part(part) for part in distribution.parts]
-    policy = choice.new_empty(count, horizon, distribution.parameters)
-    action = choice.new_empty(count, horizon, sum(part.size for part in distribution.parts))
+    policy = action_noise.new_empty(count, horizon, distribution.parameters)
+    action = action_noise.new_empty(count, horizon, sum(part.size for part in distribution.parts))
     weights = {name: tensor.contiguous() for name, tensor in (vars(core) | vars(prior)).items()}
-    noise, mix, target = distribution.noise_of(choice).contiguous(), drive.mix.contiguous(), target.contiguous()
+    noise, mix, target = distribution.noise_of(action_noise).contiguous(), drive.mix.contiguous(), target.contiguous()
     native.call(
         "dream",
         *(ctypes.byref(_Weights(**_addresses(weights))), _sizes(*shape, count, horizon)),
         *(structure(actor), len(actor), structure([drive.layer]), mix, drive.bias),
         *((_Part * len(parts))(*parts), len(parts), target, target.shape[-1]),
-        *(noise, noise.shape[-1], chance.contiguous()),
+        *(noise, noise.shape[-1], latent_noise.contiguous()),
         *(features, logits, policy, action),
     )
     return Latent.of(features, logits), policy, action

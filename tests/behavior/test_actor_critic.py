@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.streams import Stream
 from reverie.types import Rollout
 from tests.core import STEER, TASK, close, make_batch, make_level, make_world, shake
 
@@ -63,48 +64,48 @@ def test_the_spread_of_returns_is_averaged_from_zero():
     level = make()
     seen = []
     for values in (torch.arange(1001), torch.arange(1001), torch.arange(0, 2001, 2)):
-        metrics = level.judge(rewards_alone(values)).metrics
+        metrics = level.compute_targets(rewards_alone(values)).metrics
         seen.append([level.return_low.item(), metrics["policy/return_scale"].item()])
     close(torch.tensor(seen), [[0.5, 9.0], [0.995, 17.91], [1.98505, 35.7309]])
 
 
 def test_percentiles_are_interpolated():
     level = make(return_rate=1.0)
-    level.judge(rewards_alone(torch.arange(10)))
+    level.compute_targets(rewards_alone(torch.arange(10)))
     close(torch.cat([level.return_low, level.return_high]), [0.45, 8.55])
 
 
 def test_a_small_spread_does_not_magnify_advantages():
     level, values = make(), torch.tensor([1e-4, -1e-4, 2e-4, -2e-4])
-    judgement = level.judge(rewards_alone(values))
-    assert judgement.metrics["policy/return_scale"] == 1.0
-    close(judgement.advantage[0], values, atol=0)
+    targets = level.compute_targets(rewards_alone(values))
+    assert targets.metrics["policy/return_scale"] == 1.0
+    close(targets.advantage[0], values, atol=0)
 
 
 def test_a_large_spread_divides_advantages():
     level, values = make(), torch.arange(101) / 10
-    judgement = level.judge(rewards_alone(values))
+    targets = level.compute_targets(rewards_alone(values))
     close(torch.cat([level.return_low, level.return_high]), [0.005, 0.095])
-    assert judgement.metrics["policy/return_scale"] == 1.0
+    assert targets.metrics["policy/return_scale"] == 1.0
     for _ in range(99):
-        judgement = level.judge(rewards_alone(values))
+        targets = level.compute_targets(rewards_alone(values))
     close(torch.cat([level.return_low, level.return_high]), [0.316984, 6.022693])
-    close(judgement.metrics["policy/return_scale"], 5.705709)
-    close(judgement.advantage[0], values / 5.705709)
-    close(judgement.returns[0, :, 0], values)
+    close(targets.metrics["policy/return_scale"], 5.705709)
+    close(targets.advantage[0], values / 5.705709)
+    close(targets.returns[0, :, 0], values)
 
 
 def test_an_advantage_compares_the_return_with_the_value_of_its_own_point():
     level = make(inputs=4)
     shake(level.critic, 1e-3)
     rollout = replace(rewards_alone(torch.arange(3)), inputs=torch.eye(4)[None])
-    judgement = level.judge(rollout)
+    targets = level.compute_targets(rollout)
     with torch.no_grad():
         value = level.value(rollout.inputs)
     scale = (level.return_high - level.return_low).clamp(min=1.0)
-    close(judgement.advantage, (judgement.returns - value[:, :3])[..., 0] / scale, atol=1e-4)
+    close(targets.advantage, (targets.returns - value[:, :3])[..., 0] / scale, atol=1e-4)
     assert value.unique().numel() == 4
-    assert not judgement.advantage.requires_grad
+    assert not targets.advantage.requires_grad
 
 
 # --- several streams ---
@@ -125,7 +126,7 @@ def test_statistics_are_those_of_each_stream_where_the_level_chose_itself():
     foreign = two_streams(torch.tensor([90.0, -70.0, 0.0]), torch.tensor([40.0, 0.0, 8.0]))
     fields = {name: torch.cat([getattr(part, name) for part in (rollout, foreign)]) for name in ROWS}
     rollout = replace(rollout, **fields, own=torch.tensor([True, False]), inputs=torch.randn(2, 4, 4))
-    judgement = level.judge(rollout)
+    targets = level.compute_targets(rollout)
     value, rewards = level.value(rollout.inputs).detach()[0, :3], rollout.reward[0]
     parts = (rewards - value) / (level.return_high - level.return_low).clamp(min=0.5)
     for i, (stream, suffix) in enumerate({"extrinsic": "", "novelty": "_novelty"}.items()):
@@ -141,10 +142,10 @@ def test_statistics_are_those_of_each_stream_where_the_level_chose_itself():
             f"advantage_max_{stream}": parts[:, i].abs().max(),
         }
         for name, number in expected.items():
-            close(judgement.metrics[f"policy/{name}"], number, rtol=1e-4)
-    mine = judgement.advantage[0]
+            close(targets.metrics[f"policy/{name}"], number, rtol=1e-4)
+    mine = targets.advantage[0]
     for name, number in {"mean": mine.mean(), "std": mine.std(), "max": mine.abs().max()}.items():
-        close(judgement.metrics[f"policy/advantage_{name}"], number, rtol=1e-4)
+        close(targets.metrics[f"policy/advantage_{name}"], number, rtol=1e-4)
 
 
 ROWS = "action", "policy", "logprob", "reward", "discount", "weight"
@@ -167,13 +168,13 @@ def test_streams_count_by_weight_over_their_own_spread(floor, spread, errors, sc
     level.spread.fill_(spread)
     level.started.fill_(1.0)
     extrinsic, novelty = torch.tensor(errors).expand(2, 2).T
-    close(level.judge(two_streams(extrinsic, novelty)).advantage, torch.full((1, 2), advantage))
+    close(level.compute_targets(two_streams(extrinsic, novelty)).advantage, torch.full((1, 2), advantage))
 
 
 def test_one_dream_that_is_not_finite_leaves_every_scale_finite():
     level = make(streams=STREAMS)
-    level.judge(two_streams(torch.arange(8.0), torch.arange(8.0)))
-    level.judge(two_streams(torch.tensor([math.nan, *range(7)]), torch.arange(8.0)))
+    level.compute_targets(two_streams(torch.arange(8.0), torch.arange(8.0)))
+    level.compute_targets(two_streams(torch.tensor([math.nan, *range(7)]), torch.arange(8.0)))
     assert all(scale.isfinite().all() for scale in (level.return_low, level.return_high, level.spread))
 
 
@@ -181,20 +182,20 @@ def test_one_dream_that_is_not_finite_leaves_every_scale_finite():
 def test_the_scales_of_several_streams_start_with_the_first_batch_and_are_averaged_then(floor, scale):
     level = make(streams=STREAMS, return_floor=floor)
     first = two_streams(torch.arange(101) / 10, torch.arange(101) / 100)
-    judgement = level.judge(first)
+    targets = level.compute_targets(first)
     close(level.return_low, [0.5, 0.05])
     close(level.return_high, [9.5, 0.95])
     expected = first.reward[0] @ torch.tensor([1 / 9.0, 0.1 / scale])
     close(level.spread, expected.std())
-    close(judgement.advantage[0], expected / expected.std())
-    level.judge(two_streams(torch.zeros(101), torch.zeros(101)))
+    close(targets.advantage[0], expected / expected.std())
+    level.compute_targets(two_streams(torch.zeros(101), torch.zeros(101)))
     close(level.return_high, [0.99 * 9.5, 0.99 * 0.95])
     close(level.spread, 0.99 * expected.std())
 
 
 def test_advantages_of_several_streams_keep_their_mean():
     level = make(streams=STREAMS)
-    assert level.judge(two_streams(5 + torch.arange(9) / 10, torch.zeros(9))).advantage.min() > 0
+    assert level.compute_targets(two_streams(5 + torch.arange(9) / 10, torch.zeros(9))).advantage.min() > 0
 
 
 # --- the critic on replayed steps ---
@@ -210,7 +211,7 @@ def test_replayed_steps_before_a_seam_have_no_weight_and_cost_ln_255_twice():
 
 
 def test_the_imagined_return_of_each_start_bootstraps_its_own_row():
-    level, batch = make(inputs=5, mix=0.0), make_batch(make_world())
+    level, batch = make(inputs=5, return_lambda=0.0), make_batch(make_world())
     replay = level.replay_value(torch.randn(3, 6, 5), batch, torch.arange(18.0))
     expected = batch.reward[:, 1:] + (1 - 1 / 333) * torch.arange(18.0).view(3, 6)[:, 1:]
     close(replay.target, expected)
@@ -242,7 +243,7 @@ def test_the_slow_critic_follows_at_its_rate_and_is_never_trained():
     before = [parameter.clone() for parameter in level.slow_critic.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(before, level.critic.parameters(), strict=True))
     shake(level.critic)
-    level.follow(rewards_alone(torch.zeros(3)))
+    level.update_slow_critic()
     moved = zip(before, level.critic.parameters(), level.slow_critic.parameters(), strict=True)
     for old, new, slow in moved:
         close(slow, (old + 0.02 * (new - old)).detach(), atol=1e-7)
@@ -254,7 +255,7 @@ def test_the_slow_critic_follows_at_its_rate_and_is_never_trained():
 def test_the_weight_of_the_entropy_is_steered_once_the_level_learns(bias, factor, ready):
     level = make(entropy_target=0.5)
     rollout = replace(rewards_alone(torch.zeros(3)), policy=torch.tensor([bias, 0.0, 0.0]).expand(1, 3, 3))
-    metrics = level.follow(rollout, ready)
+    metrics = level.adapt_entropy(rollout, torch.as_tensor(ready))
     close(level.entropy_weight, 3e-4 * (factor if ready is True else 1.0), atol=0)
     assert metrics["policy/entropy_weight"] == level.entropy_weight
 
@@ -263,7 +264,7 @@ def test_a_normal_that_is_too_certain_is_paid_more_for_its_entropy():
     level = make_level(BehaviorOptions(entropy_target=0.5), action=STEER)
     certain = torch.tensor([0.0, 0.0, -30.0, -30.0]).expand(1, 3, 4)
     rollout = replace(rewards_alone(torch.zeros(3)), action=torch.zeros(1, 3, 2), policy=certain)
-    level.follow(rollout)
+    level.adapt_entropy(rollout, torch.tensor(True))
     close(level.entropy_weight, 3e-4 * 1.1, atol=0)
 
 
@@ -271,3 +272,25 @@ def test_the_slow_critic_is_a_copy_and_not_the_critic_itself():
     level = make()
     nn.init.ones_(list(level.critic.parameters())[-1])
     assert not list(level.slow_critic.parameters())[-1].any()
+
+
+def test_a_stream_that_outlives_the_episode_goes_on_with_the_value_of_a_start():
+    """Pathak-style rewards 1, 1 with discount 0.9 where the episode ends right after the first: 1 + 0.9 * 5."""
+    level = make(inputs=3, streams={"curiosity": Stream(1.0, 10, episodic=False)}, return_lambda=1.0)
+    level.value = lambda inputs: torch.tensor([[[5.0], [7.0], [9.0]]])  # type: ignore[method-assign]
+    discount = torch.tensor([[[0.0], [0.9]]])
+    rollout = Rollout(
+        *(torch.zeros(1, 2, 3), torch.zeros(1, 3, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2)),
+        *(torch.ones(1, 2, 1), discount, torch.ones(1, 2)),
+        sure_discount=[0.9],
+    )
+    close(level.compute_targets(rollout).returns[0, :, 0], [1 + 0.9 * 5, 1 + 0.9 * 9])
+
+
+def test_replayed_steps_train_the_column_of_the_task_wherever_it_stands():
+    streams = {"novelty": Stream(0.5, 10), "extrinsic": Stream(1.0, 333)}
+    level, features, batch = make(inputs=5, streams=streams), torch.randn(3, 6, 5), make_batch(make_world())
+    level.replay_value_loss(level.replay_value(features, batch, torch.randn(18))).sum().backward()
+    novelty, task = list(level.critic)[-1].bias.grad.split(len(level.bins))
+    assert not novelty.any() and task.any()
+    assert make(inputs=5, streams={"novelty": Stream(0.5, 10)}).task is None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, SkillGoals
 from reverie.nets.distributions import OneHot
 from reverie.types import Dream
-from tests.core import close, planned_dream, shake
+from tests.core import NO_BATCH, close, explained, planned_dream, shake
 
 UNEVEN = [0.65] + [0.05] * 7
 CERTAIN = [1.0] + [1e-30] * 7
@@ -37,7 +37,7 @@ def some_dream(code: Tensor | None = None, deter: int = 6) -> Dream:
 def painter(chances: list[float], error: float) -> AutoencoderGoals:
     """Gives every state the same code, and is wrong about every number of it by the same."""
     goals = AutoencoderGoals(256, 4, "max_cosine", 10.0)
-    goals.choice = OneHot(8, 0.0, 8)
+    goals.distribution = OneHot(8, 0.0, 8)
     goals.encoder = Always(torch.tensor(chances).log().repeat(8))  # type: ignore[assignment]
     goals.decoder = Always(torch.full((256,), error))  # type: ignore[assignment]
     return goals
@@ -46,7 +46,7 @@ def painter(chances: list[float], error: float) -> AutoencoderGoals:
 @pytest.mark.parametrize(("chances", "nats"), [(UNEVEN, 6.007411), (CERTAIN, 16.635532), ([0.125] * 8, 0.0)])
 def test_the_loss_adds_up_errors_over_dimensions_and_nats_over_groups(chances, nats):
     goals, states = painter(chances, 0.1), torch.zeros(5, 256)
-    loss, seen = goals.loss(states, some_dream(), torch.Generator())
+    loss, seen = goals.loss(explained(states), NO_BATCH, some_dream(), torch.Generator())
     close(seen["goals/kl"], nats)
     close(seen["goals/reconstruction"], 2.56)
     close(loss, torch.full((5,), 2.56 + nats))
@@ -56,7 +56,10 @@ def test_the_loss_adds_up_errors_over_dimensions_and_nats_over_groups(chances, n
 def test_beta_weighs_the_nats():
     goals = painter(UNEVEN, 0.1)
     goals.beta.fill_(0.5)
-    close(goals.loss(torch.zeros(1, 256), some_dream(), torch.Generator())[0], [2.56 + 0.5 * 6.007411])
+    close(
+        goals.loss(explained(torch.zeros(1, 256)), NO_BATCH, some_dream(), torch.Generator())[0],
+        [2.56 + 0.5 * 6.007411],
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,7 +68,7 @@ def test_beta_weighs_the_nats():
 def test_beta_follows_the_nats_up_to_one(before, nats, after):
     goals = AutoencoderGoals(4, 4, "max_cosine", 10.0)
     goals.beta.fill_(before)
-    goals.follow({"goals/kl": torch.tensor(nats)})
+    goals.adapt({"goals/kl": torch.tensor(nats)})
     close(goals.beta, after)
 
 
@@ -73,14 +76,14 @@ def test_a_target_is_what_is_painted_from_a_code_and_states_are_proposed_as_thei
     goals, states = AutoencoderGoals(6, 8, "max_cosine", 10.0), torch.randn(5, 6)
     shake(goals)
     goal = goals.propose(states, torch.rand(5, 8))
-    assert goal.code.shape == (5, 64) and torch.equal(goals.choice.split(goal.code).sum(-1), torch.ones(5, 8))
+    assert goal.code.shape == (5, 64) and torch.equal(goals.distribution.split(goal.code).sum(-1), torch.ones(5, 8))
     close(goal.target, goals.decoder(goal.code).detach())
 
 
 def test_the_encoder_learns_through_the_code_that_it_drew():
     goals = AutoencoderGoals(6, 8, "max_cosine", 10.0)
     goals.beta.zero_()
-    loss, _ = goals.loss(torch.randn(5, 6), some_dream(), torch.Generator())
+    loss, _ = goals.loss(explained(torch.randn(5, 6)), NO_BATCH, some_dream(), torch.Generator())
     assert torch.autograd.grad(loss.sum(), goals.encoder[0].weight)[0].abs().max() > 1e-4
 
 
@@ -112,6 +115,6 @@ def test_a_skill_pays_the_nats_by_which_the_state_gives_it_away():
 def test_the_guess_learns_the_skill_that_was_in_force_when_the_state_was_reached():
     goals, code = SkillGoals(6, 4, 3), torch.eye(3).expand(4, 3, 3)  # skills 0 and 1; 2 is never acted upon
     goals.guess = Always(torch.tensor([0.2, 0.3, 0.5]).log())  # type: ignore[assignment]
-    loss, seen = goals.loss(torch.randn(2, 6), some_dream(code), torch.Generator())
+    loss, seen = goals.loss(explained(torch.randn(2, 6)), NO_BATCH, some_dream(code), torch.Generator())
     close(loss, -torch.tensor([0.2, 0.2, 0.3, 0.3]).log().expand(4, 4))
     assert seen["goals/accuracy"] == 0

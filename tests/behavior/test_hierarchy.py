@@ -11,9 +11,10 @@ from torch import Tensor
 
 from reverie.agent import Agent
 from reverie.behavior import views
-from reverie.behavior.actor_critic import BehaviorOptions, Stream
+from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.goals import GOAL_REWARDS
 from reverie.behavior.hierarchy import Hierarchy, HierarchyOptions
+from reverie.behavior.streams import Stream
 from reverie.imagine import imagine
 from reverie.types import ConfigError, Dream, Latent
 from reverie.world.model import MultimodalWorldModel
@@ -85,17 +86,17 @@ def test_the_worker_sees_one_goal_until_the_manager_decides_again(world, goals):
     assert torch.equal(dream.target, goal.target[:, [0, 0, 1, 1, 2]])
     close(dream.policy, behavior.worker.policy(torch.cat([features, dream.target], -1)[:, :-1]))
     close(goal.target, behavior.goals.decode(goal.code).target.detach())
-    close(dream.choice, manager.policy(features[:, :-1:2]))
-    close(dream.choice_logprob, manager.distribution.logprob(dream.choice, goal.code[:, :-1]))
+    close(dream.goal_policy, manager.policy(features[:, :-1:2]))
+    close(dream.goal_logprob, manager.distribution.logprob(dream.goal_policy, goal.code[:, :-1]))
     assert dream.own.all() and not torch.equal(goal.code[:, 0], goal.code[:, 1])
-    assert not any(field.requires_grad for field in (*goal.fields, dream.choice, dream.choice_logprob))
+    assert not any(field.requires_grad for field in (*goal.fields, dream.goal_policy, dream.goal_logprob))
 
 
 def test_a_goal_pays_for_the_state_that_was_reached_while_it_was_in_force():
     states = torch.tensor([[[1.0, 0], [0, 1], [1, 1], [2, 0], [0, 2]]])
     goals = torch.tensor([[[1.0, 0], [0, 2], [9, 9]]])  # with the next goal the last reward would be 0.1111
     behavior = make_behavior(features=2, deter=2)
-    close(behavior.rewards(planned_dream(states, goals, {}))["goal"], [[0.0, 0.5, 0.0, 1.0]])
+    close(behavior.goals.rewards(planned_dream(states, goals, {}), {"goal", "novelty"})["goal"], [[0.0, 0.5, 0.0, 1.0]])
 
 
 def test_no_level_expects_more_than_certainty_to_go_on():
@@ -131,20 +132,22 @@ def test_reaching_is_measured_where_a_goal_ends_against_goals_of_other_dreams():
     states = torch.tensor([[[1.0, 0], [5, 5], [0, 1]], [[0, 1.0], [5, 5], [0, 1]]])
     goals = torch.tensor([[[0.0, 1], [9, 9]], [[1.0, 0], [9, 9]]])
     dream = planned_dream(states, torch.zeros(2, 2, 64), {}, target=goals)
-    reach = make_behavior(features=2, deter=2).reach(dream)
+    reach = make_behavior(features=2, deter=2).goal_metrics(dream)
     expected = {"fit_at_start": 0.0, "fit_at_end": 0.5, "gain": 0.5, "reach": 0.5, "reach_shuffled": 0.5}
     assert {name: reach[f"goals/{name}"].item() for name in expected} == expected
     close(reach["manager/perplexity"], 8.0)  # no class is preferred
     close(reach["manager/switch"], (torch.tensor([9.0, 8.0]).norm() + torch.tensor([8.0, 9.0]).norm()) / 2)
     given = replace(dream, own=torch.tensor([True, False]))
-    reach = make_behavior(features=2, deter=2).reach(given)
+    reach = make_behavior(features=2, deter=2).goal_metrics(given)
     expected = {"fit_at_start": 0.0, "fit_at_end": 1.0, "gain": 1.0, "reach": 1.0, "reach_shuffled": 0.0}
     assert {name: reach[f"goals/{name}"].item() for name in expected} == expected
     close(reach["manager/switch"], torch.tensor([9.0, 8.0]).norm())
 
 
 def test_the_joint_policy_moves_once_with_the_goal_and_at_every_step_of_it():
-    moved = make_behavior(features=2, deter=2).moved({"manager/kl": torch.tensor(0.1), "worker/kl": torch.tensor(0.02)})
+    moved = make_behavior(features=2, deter=2).joint_kl(
+        {"manager/kl": torch.tensor(0.1), "worker/kl": torch.tensor(0.02)}
+    )
     close(moved["manager/kl_segment"], 0.1 + 2 * 0.02)
 
 
@@ -155,7 +158,7 @@ def test_the_joint_policy_moves_once_with_the_goal_and_at_every_step_of_it():
     ("changes", "manager", "worker"),
     [
         ({}, {"extrinsic": 1.0, "novelty": 0.1}, {"extrinsic": 1.0, "goal": 1.0}),
-        ({"preset": "director"}, {"extrinsic": 1.0, "novelty": 0.1}, {"goal": 1.0}),
+        ({"preset": "goals_only"}, {"extrinsic": 1.0, "novelty": 0.1}, {"goal": 1.0}),
         ({"novelty_weight": 0.0, "goal_weight": 0.0}, {"extrinsic": 1.0}, {"extrinsic": 1.0}),
     ],
 )
@@ -163,7 +166,7 @@ def test_streams_without_weight_are_left_out(changes, manager, worker):
     behavior = make_behavior(choose(**changes), features=3, deter=2)
     for level, streams in zip(behavior.levels, (manager, worker), strict=True):
         assert {name: stream.weight for name, stream in level.streams.items()} == streams
-        assert [stream.split for stream in level.streams.values()] == [name == "goal" for name in streams]
+        assert [stream.ends_with_goal for stream in level.streams.values()] == [name == "goal" for name in streams]
 
 
 def test_every_option_reaches_the_level_that_it_is_for():
@@ -174,13 +177,13 @@ def test_every_option_reaches_the_level_that_it_is_for():
     manager, worker = make_behavior(hierarchy, options, features=6, deter=4).levels
     assert {name: getattr(manager.options, name) for name in planning} == planning
     assert manager.streams == {"extrinsic": Stream(1.0, 50), "novelty": Stream(0.3, 20)}
-    assert worker.streams == {"extrinsic": Stream(1.0, 50), "goal": Stream(2.0, 30, split=True)}
+    assert worker.streams == {"extrinsic": Stream(1.0, 50), "goal": Stream(2.0, 30, ends_with_goal=True)}
     assert worker.options == options
 
 
-@pytest.mark.parametrize(("time", "scale"), [("smdp", 0.3), ("director", 0.0)])
-def test_only_a_manager_that_counts_steps_learns_from_replayed_steps(time, scale):
-    agent = make_agent(hierarchy=choose(time=time))
+@pytest.mark.parametrize(("preset", "scale"), [("hybrid", 0.3), ("goals_only", 0.3), ("director", 0.0)])
+def test_only_a_manager_that_counts_steps_learns_from_replayed_steps(preset, scale):
+    agent = make_agent(hierarchy=choose(preset=preset))
     for group in ("world", "manager_critic"):
         assert agent.optimizers[group].scales["replay_value"] == scale
     assert agent.optimizers["critic"].scales.keys() == {"value"}
@@ -192,7 +195,7 @@ def test_only_a_manager_that_counts_steps_learns_from_replayed_steps(time, scale
 @pytest.mark.parametrize(
     "changes",
     [
-        {"time": "director", "preset": "director"},
+        {"preset": "director"},
         {"goals": "skill", "period": 4},
         {"goal_reward": "distance", "period": 1},
         {"goal_reward": "cosine", "goal_mix": 0.5},
@@ -228,7 +231,7 @@ def test_a_frozen_manager_only_judges_and_nobody_learns_before_goals_were_learne
         parts = {name.split(".")[2] for name in moved if name.startswith(f"behavior.{level}.")}
         assert parts == SCALES | learned, level
     assert any(name.startswith("behavior.goals.encoder") for name in moved)
-    assert agent.behavior.practice == 2
+    assert agent.behavior.goals.updates == 2
 
 
 def test_given_goals_teach_the_worker_and_the_critics_but_not_the_manager():
@@ -247,16 +250,18 @@ def test_dreams_whose_goals_were_given_set_no_scale_of_the_manager(world):
     paid = torch.where(dream.own, 1.0, 100.0)[:, None].expand(-1, 4)
     level = over(world, novelty_weight=0.0).manager
     dream = replace(dream, reward={"extrinsic": paid}, continues=torch.ones_like(dream.continues))
-    judgement = level.judge(views.manager(dream, level.streams, level.discount))
-    assert level.return_high < 5 and judgement.returns.max() > 100
+    targets = level.compute_targets(views.manager(dream, level.streams, level.discount))
+    assert level.return_high < 5 and targets.returns.max() > 100
 
 
 def test_replayed_values_are_not_bootstrapped_from_dreams_of_given_goals(monkeypatch):
     agent = make_agent(behavior=PASSES, hierarchy=choose(goal_mix=0.5), optimizer=CONSTANT)
     shake(agent)
     seen, manager = {}, agent.behavior.levels[0]
-    judge, replay = manager.judge, manager.replay_value
-    monkeypatch.setattr(manager, "judge", lambda rollout: seen.setdefault("judged", (rollout.own, judge(rollout)))[1])
+    judge, replay = manager.compute_targets, manager.replay_value
+    monkeypatch.setattr(
+        manager, "compute_targets", lambda rollout: seen.setdefault("judged", (rollout.own, judge(rollout)))[1]
+    )
     monkeypatch.setattr(manager, "replay_value", lambda *given: (seen.update(returns=given[2]), replay(*given))[1])
     agent.learn(make_batch(agent.world))
     own, judged = seen["judged"]
@@ -277,7 +282,7 @@ def test_alone_nobody_has_foreign_goals(world):
     behavior, latent = over(world), dream_starts(world).detach()
     one = Latent(*(field[:1] for field in latent.fields))
     goal = behavior.decide(one, torch.rand(1, behavior.noise))[0]
-    fits = behavior.arrivals(goal, torch.tensor([2]), one, torch.tensor([False]), one.deter)
+    fits = behavior.goal_outcomes(goal, torch.tensor([2]), one, torch.tensor([False]), one.deter)
     assert fits.shape == (1, 3) and fits[0].isnan().tolist() == [False, True, False]
 
 
@@ -357,8 +362,10 @@ def test_shuffled_goals_are_those_of_another_environment():
 
 def test_arrivals_are_goals_that_had_their_time_and_whose_episode_goes_on():
     behavior, none = make_behavior(features=2, deter=2), torch.zeros(4, 0, 0)
-    goal = replace(behavior.nothing(Latent(torch.zeros(4, 2), none, none)), target=torch.tensor([[1.0, 0], [0, 1]] * 2))
+    goal = replace(
+        behavior.initial_goal(Latent(torch.zeros(4, 2), none, none)), target=torch.tensor([[1.0, 0], [0, 1]] * 2)
+    )
     arrived = Latent(torch.tensor([[1.0, 0]] * 4), none, none)
     age, first = torch.tensor([2, 4, 1, 2]), torch.tensor([False, False, False, True])
     start = torch.tensor([[0.0, 1], [0, 1], [1, 0], [1, 0]])
-    close(behavior.arrivals(goal, age, arrived, first, start), [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])
+    close(behavior.goal_outcomes(goal, age, arrived, first, start), [[1.0, 0.0, 0.0], [0.0, 1.0, 1.0]])

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Stream
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.behavior.ppo import improve
+from reverie.behavior.streams import Stream
 from reverie.functional import max_cosine, one_hot
 from reverie.nets.distributions import ActionDistribution, OneHot
 from reverie.optim import Optimizer, PolicyOptimizerOptions
@@ -18,7 +19,7 @@ from reverie.types import Dream, Rollout
 from tests.core import planned_dream
 
 TASK = {"extrinsic": Stream(1.0, 333)}
-GOAL = {"goal": Stream(1.0, 10, split=True)}
+GOAL = {"goal": Stream(1.0, 10, ends_with_goal=True)}
 
 
 def level_of(choice: OneHot, inputs: int, streams: dict[str, Stream], **options) -> ActorCritic:
@@ -35,8 +36,9 @@ def train(level: ActorCritic, dream: Callable[[], Dream], view: Callable[..., Ro
     }
     for _ in range(updates):
         rollout = view(dream(), level.streams, level.discount)
-        improve(level, rollout, level.judge(rollout), None, optimizers, generator)
-        level.follow(rollout)
+        improve(level, rollout, level.compute_targets(rollout), None, optimizers, generator)
+        level.update_slow_critic()
+        level.adapt_entropy(rollout, torch.tensor(True))
 
 
 def test_a_manager_finds_the_code_that_pays():
@@ -51,10 +53,10 @@ def test_a_manager_finds_the_code_that_pays():
         paid = torch.stack([torch.zeros(64, 2), code[:, :-1, 3]], -1).flatten(1)  # where the first choice is 3
         logprob = manager.distribution.logprob(choice, code)
         made = planned_dream(states, code, {"extrinsic": paid})
-        return replace(made, choice=choice[:, :-1], choice_logprob=logprob[:, :-1])
+        return replace(made, goal_policy=choice[:, :-1], goal_logprob=logprob[:, :-1])
 
     train(manager, dream, views.manager, updates=60)
-    assert codes.split(dream().choice[0, 0]).softmax(-1)[0, 3] > 0.9
+    assert codes.split(dream().goal_policy[0, 0]).softmax(-1)[0, 3] > 0.9
 
 
 MOVES = torch.tensor([[1, 0], [-1, 0], [0, 1], [0, -1], [0, 0]])

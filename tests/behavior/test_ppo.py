@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, Judgement, ReplayValue
-from reverie.behavior.ppo import improve, kl_estimate, pieces, surrogate
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, ReplayValue, Targets
+from reverie.behavior.ppo import improve, kl_estimate, minibatches, surrogate
 from reverie.functional import mixed_log_probs
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, Rollout
@@ -64,7 +64,7 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce(logits, actions, advanta
 # --- the guard on the divergence ---
 
 
-def one_hot_rollout(old: list[list[float]]) -> tuple[Rollout, Judgement]:
+def one_hot_rollout(old: list[list[float]]) -> tuple[Rollout, Targets]:
     """One edge per row of old probabilities, from point t with input one-hot t; the first action was taken."""
     count = len(old)
     policy = torch.tensor([old]).log()
@@ -73,7 +73,7 @@ def one_hot_rollout(old: list[list[float]]) -> tuple[Rollout, Judgement]:
     action = torch.tensor([1.0, 0.0]).expand(1, count, 2)
     streams = ones[..., None]
     rollout = Rollout(action, inputs, policy, policy[..., 0], streams, streams, ones)
-    return rollout, Judgement(streams, ones, streams, {})
+    return rollout, Targets(streams, ones, streams, {})
 
 
 def steered(new: list[list[float]], **options) -> ActorCritic:
@@ -88,7 +88,7 @@ def test_the_actor_stops_beyond_the_divergence_while_the_critic_goes_on(new, div
     level = steered([[new, 1 - new]], epochs=2, minibatches=1)
     actor, critic, metrics = record(level, *one_hot_rollout([[0.5, 0.5]]), no_replay(2))
     close(metrics["policy/kl"], divergence, atol=1e-6)
-    assert actor.when == [goes, goes] and critic.when == [True, True]
+    assert actor.when == ([True, True] if goes else [False]) and critic.when == [True, True]
     assert metrics["policy/kl_stopped"] == float(not goes)
 
 
@@ -100,8 +100,8 @@ def test_a_stopped_actor_keeps_its_parameters_and_the_critic_moves():
         "actor": Optimizer("actor", level.actor.parameters(), options, {"policy": 1.0}),
         "critic": Optimizer("critic", level.critic.parameters(), options, {"value": 1.0, "replay_value": 0.3}),
     }
-    rollout, judgement = one_hot_rollout([[0.5, 0.5]])
-    improve(level, rollout, judgement, no_replay(2), optimizers, torch.Generator())
+    rollout, targets = one_hot_rollout([[0.5, 0.5]])
+    improve(level, rollout, targets, no_replay(2), optimizers, torch.Generator())
     moved = {name for name, parameter in level.named_parameters() if not torch.equal(parameter, before[name])}
     assert {name.split(".")[0] for name in moved} == {"critic"}
     assert optimizers["actor"].count == 0 and optimizers["critic"].count == 2
@@ -122,7 +122,19 @@ def test_an_actor_that_stopped_does_not_start_again():
     for seed in range(8):
         actor, _, _ = record(level, *one_hot_rollout([[0.5, 0.5], [0.5, 0.5]]), no_replay(3), seed)
         orders.add(tuple(actor.when))
-    assert orders == {(False, False), (True, False)}
+    assert orders == {(False,), (True, False)}
+
+
+@pytest.mark.parametrize(("ready", "frozen", "critics"), [(False, False, 1), (True, True, 6)])
+def test_a_level_that_does_not_learn_makes_one_pass_to_be_measured(ready: bool, frozen: bool, critics: int):
+    level = steered([[0.6, 0.4]] * 3, epochs=2, minibatches=3)
+    rollout, targets = one_hot_rollout([[0.5, 0.5]] * 3)
+    actor, critic = Recorder(), Recorder()
+    optimizers, generator = {"actor": actor, "critic": critic}, torch.Generator()
+    metrics = improve(level, rollout, targets, None, optimizers, generator, ready, frozen)
+    assert actor.when == [False] and critic.when == [ready] * critics
+    close(metrics["policy/kl"], 0.020411, atol=1e-6)
+    assert metrics["policy/kl_stopped"] == 0
 
 
 # --- minibatches ---
@@ -132,7 +144,7 @@ def test_an_actor_that_stopped_does_not_start_again():
 def test_every_row_is_visited_once_per_pass(parts):
     generator = torch.Generator().manual_seed(0)
     for count in range(2):
-        cuts = list(pieces((10, 7), parts, generator))
+        cuts = list(minibatches((10, 7), parts, generator))
         visited = [
             torch.cat([torch.arange(size)[index[side]] for index in cuts]) for side, size in enumerate((10, 7, 17))
         ]
@@ -146,7 +158,7 @@ def test_every_row_is_visited_once_per_pass(parts):
 
 def test_minibatches_are_shuffled_anew_in_every_pass():
     generator = torch.Generator().manual_seed(0)
-    passes = [[index.tolist() for index, _ in pieces((12,), 3, generator)] for _ in range(2)]
+    passes = [[index.tolist() for index, _ in minibatches((12,), 3, generator)] for _ in range(2)]
     assert passes[0] != passes[1] and [len(piece) for piece in passes[0]] == [4, 4, 4]
 
 
@@ -154,12 +166,12 @@ def test_all_passes_learn_from_the_same_judgement():
     old = [[0.5, 0.5], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]]
     level = steered(old, epochs=3, minibatches=2)
     shake(level.critic)
-    rollout, judgement = one_hot_rollout(old)
-    actor, critic, metrics = record(level, rollout, judgement, no_replay(5))
+    rollout, targets = one_hot_rollout(old)
+    actor, critic, metrics = record(level, rollout, targets, no_replay(5))
     assert len(actor.losses) == len(critic.losses) == 6
     assert all(losses["policy"].shape == (2,) for losses in actor.losses)
     totals = [sum(losses["value"].sum() for losses in critic.losses[2 * i : 2 * i + 2]) for i in range(3)]
-    expected = level.value_loss(rollout.inputs[0, :-1], judgement.returns[0], judgement.slow_value[0]).sum()
+    expected = level.value_loss(rollout.inputs[0, :-1], targets.returns[0], targets.slow_value[0]).sum()
     for total in totals:
         assert isinstance(total, Tensor)
         close(total, expected.detach())
@@ -195,8 +207,8 @@ def test_learning_raises_the_chance_of_what_was_good_and_moves_the_value_to_the_
         policy = level.policy(rollout.inputs[:, :-1]).detach()
         logprob = level.distribution.logprob(policy, rollout.action)
         rollout = replace(rollout, policy=policy, logprob=logprob)
-        judgement = Judgement(returns, advantage, returns, {})
-        improve(level, rollout, judgement, no_replay(3), optimizers, torch.Generator().manual_seed(0))
+        targets = Targets(returns, advantage, returns, {})
+        improve(level, rollout, targets, no_replay(3), optimizers, torch.Generator().manual_seed(0))
     chances = level.distribution.logprob(level.policy(rollout.inputs[:, :-1]), rollout.action).exp()[0]
     assert chances[0] > 0.8 and chances[1] < 0.2
     close(level.value(rollout.inputs[:, :-1])[0], returns[0], rtol=0.05)

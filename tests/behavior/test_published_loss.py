@@ -51,15 +51,15 @@ def golden_level() -> tuple[ActorCritic, Rollout]:
 def test_the_whole_imagination_loss_has_the_published_values():
     level, rollout = golden_level()
     close(level.value(rollout.inputs)[0, :, 0], [0.5371173, 0.7117977, 0.8082957, 0.8506888])
-    judgement = level.judge(rollout)
-    close(judgement.slow_value[0, :, 0], [0.7331296] * 3)
-    close(judgement.returns[0, :, 0], [5.106019, 4.7648983, 3.5954823])
+    targets = level.compute_targets(rollout)
+    close(targets.slow_value[0, :, 0], [0.7331296] * 3)
+    close(targets.returns[0, :, 0], [5.106019, 4.7648983, 3.5954823])
     close(torch.cat([level.return_low, level.return_high]), [0.0371242, 0.0507191])
-    assert judgement.metrics["policy/return_scale"] == 1.0
-    actor, critic, _ = record(level, rollout, judgement, no_replay(4))
+    assert targets.metrics["policy/return_scale"] == 1.0
+    actor, critic, _ = record(level, rollout, targets, no_replay(4))
     assert len(actor.losses) == len(critic.losses) == 1
     close(critic.losses[0]["value"], [10.111933, 9.968966, 8.890058])
-    weight, advantage = rollout.weight[0], judgement.advantage[0]
+    weight, advantage = rollout.weight[0], targets.advantage[0]
     # The published policy loss multiplies advantages by log-probabilities, ours by ratios, which are one here.
     offset = weight * advantage * (1.0 - rollout.logprob[0])
     close(actor.losses[0]["policy"] + offset, [4.1555095, 5.3714647, 1.1247225])
@@ -150,9 +150,9 @@ def test_one_pass_is_the_published_loss_written_independently(action):
     level, dream, features, batch = random_case(action)
     expected = reference_losses(level, action, dream, features, batch)
     rollout = flat_view(level, dream)
-    judgement = level.judge(rollout)
-    replay = level.replay_value(features, batch, judgement.returns[:, 0, 0])
-    actor, critic, metrics = record(level, rollout, judgement, replay)
+    targets = level.compute_targets(rollout)
+    replay = level.replay_value(features, batch, targets.returns[:, 0, 0])
+    actor, critic, metrics = record(level, rollout, targets, replay)
     losses = actor.losses[0] | critic.losses[0]
     close(losses["value"], expected["value"].flatten().detach(), atol=1e-5)
     close(losses["replay_value"], expected["replay_value"].flatten().detach(), atol=1e-5)

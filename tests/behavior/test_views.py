@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from reverie.behavior import views
-from reverie.behavior.actor_critic import BehaviorOptions, Judgement, Stream
+from reverie.behavior.actor_critic import BehaviorOptions, Targets
+from reverie.behavior.streams import Stream
 from reverie.types import Dream, Rollout
 from tests.core import close, make_level, planned_dream
 
@@ -29,20 +30,22 @@ def dream_of(reward: list[float], continues: list[float] | None = None, period: 
     return planned_dream(states, goals, {"extrinsic": torch.tensor([reward])}, alive)
 
 
-def stream(discount: float, split: bool = False) -> dict[str, Stream]:
-    return {"extrinsic": Stream(1.0, 1 / (1 - discount), split)}
+def stream(discount: float, ends_with_goal: bool = False) -> dict[str, Stream]:
+    return {"extrinsic": Stream(1.0, 1 / (1 - discount), ends_with_goal=ends_with_goal)}
 
 
-def judge(view: View, dream: Dream, value: Tensor, discount: float, mix: float, split: bool = False) -> Judgement:
+def judge(
+    view: View, dream: Dream, value: Tensor, discount: float, mix: float, ends_with_goal: bool = False
+) -> Targets:
     """``value`` is known for every state, or for every state and goal."""
-    options, streams = BehaviorOptions(horizon=1 / (1 - discount), mix=mix), stream(discount, split)
+    options, streams = BehaviorOptions(horizon=1 / (1 - discount), return_lambda=mix), stream(discount, ends_with_goal)
     level = make_level(options, streams=streams, bins=63)
 
     def look_up(inputs: Tensor) -> Tensor:
         return value[tuple(inputs.long().unbind(-1)[: value.ndim])][..., None]
 
     level.value = level.slow_value = look_up
-    return level.judge(view(dream, streams, level.discount))
+    return level.compute_targets(view(dream, streams, level.discount))
 
 
 # --- the manager ---
@@ -78,17 +81,17 @@ def test_with_lambda_one_the_managers_return_is_that_of_the_steps():
 def test_the_managers_return_mixes_values_once_per_goal():
     value = torch.full((9,), 1e3)
     value[[0, 4, 8]] = torch.tensor([1.0, 2.0, 3.0])
-    judgement = judge(views.manager, dream_of(EIGHT, [1, 1, 1, 0.5, 1, 1, 1, 0.8, 1]), value, 0.9, mix=0.95)
-    close(judgement.returns[0, :, 0], [13.6737355204, 22.31024])
-    close(judgement.advantage[0], [12.6737355204, 20.31024])
+    targets = judge(views.manager, dream_of(EIGHT, [1, 1, 1, 0.5, 1, 1, 1, 0.8, 1]), value, 0.9, mix=0.95)
+    close(targets.returns[0, :, 0], [13.6737355204, 22.31024])
+    close(targets.advantage[0], [12.6737355204, 20.31024])
 
 
 def test_with_one_step_per_goal_the_manager_is_flat():
     dream = dream_of([1.0, 0.0, 2.0], [1, 1, 0.5, 1], period=1)
     value = torch.tensor([0.5, 1.0, -1.0, 4.0])
-    judgement = judge(views.manager, dream, value, 0.9, mix=0.5)
-    close(judgement.returns[0, :, 0], [1.91575, 1.035, 5.6])
-    close(judgement.advantage[0], [1.41575, 0.035, 6.6])
+    targets = judge(views.manager, dream, value, 0.9, mix=0.5)
+    close(targets.returns[0, :, 0], [1.91575, 1.035, 5.6])
+    close(targets.advantage[0], [1.41575, 0.035, 6.6])
 
 
 # --- the worker ---
@@ -98,8 +101,8 @@ def test_the_value_at_a_switch_is_asked_of_the_goal_that_ends():
     value = torch.full((5, 3), 1e3)
     value[[0, 1, 2], 0] = torch.tensor([1.0, 2.0, 5.0])
     value[2, 1] = 9.0  # of the next goal: [9.731255, 9.71] would be wrong
-    judgement = judge(views.worker, dream_of([0.5, 0.8, 0.0, 0.0], period=2), value, 0.99, mix=0.95, split=True)
-    close(judgement.returns[0, :, 0], [6.006875, 5.75])
+    targets = judge(views.worker, dream_of([0.5, 0.8, 0.0, 0.0], period=2), value, 0.99, mix=0.95, ends_with_goal=True)
+    close(targets.returns[0, :, 0], [6.006875, 5.75])
 
 
 @pytest.mark.parametrize("period", [1, 2, 4])
@@ -143,7 +146,7 @@ def test_no_weight_restarts_after_an_imagined_death(continues, weights):
     dream = dream_of([0.0] * 4, continues, period=2)
     expected = 0.99 * torch.tensor([weights])  # as published, the start's own discount included
     close(views.worker(dream, stream(0.99), 0.99).weight, expected.view(2, 2))
-    for view in views.TIMES.values():
+    for view in (views.manager, views.director):
         close(view(dream, stream(0.99), 0.99).weight, expected[:, ::2])
 
 
@@ -153,8 +156,8 @@ def test_the_weights_are_those_of_the_task_whatever_the_discount_of_a_stream():
         assert torch.equal(view(dream, stream(0.9), 0.99).weight, view(dream, stream(0.5), 0.99).weight)
 
 
-@pytest.mark.parametrize("time", views.TIMES)
-def test_goals_that_were_given_teach_the_worker_alone(time):
+@pytest.mark.parametrize("view", [views.manager, views.director])
+def test_goals_that_were_given_teach_the_worker_alone(view):
     dream = replace(dream_of([0.0] * 4, period=2), own=torch.tensor([False]))
-    assert not views.TIMES[time](dream, stream(0.9), 0.9).weight.any()
+    assert not view(dream, stream(0.9), 0.9).weight.any()
     assert bool((views.worker(dream, stream(0.9), 0.9).weight > 0).all())

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.flat import Flat
-from reverie.behavior.hierarchy import HierarchyOptions, build
+from reverie.behavior.hierarchy import HierarchyOptions, build, default_streams
 from reverie.behavior.ppo import improve
 from reverie.env.pinpad import BOARDS, COUNTDOWN, PinPad
 from reverie.functional import one_hot
@@ -21,6 +21,7 @@ from reverie.optim import Optimizer, PolicyOptimizerOptions
 from reverie.types import ActionPart, Latent
 from reverie.world import rssm_kernels
 from reverie.world.model import MultimodalWorldModel
+from tests.core import NO_BATCH, explained
 
 GAME = PinPad(BOARDS["vec-3"].split(), length=500, vector=True, image=0)
 MOVES = (ActionPart("move", 5, True),)
@@ -114,12 +115,12 @@ def practise(behavior: Flat) -> int:
         return torch.rand(shape, generator=generator)
 
     state = board.put_down(draw(ENVS))
-    goal, age = behavior.nothing(latent_of(state)), torch.zeros(ENVS, dtype=torch.long)
+    goal, age = behavior.initial_goal(latent_of(state)), torch.zeros(ENVS, dtype=torch.long)
     seen, successes, never = [state], 0, torch.zeros(ENVS, dtype=torch.bool)
     worker = behavior.worker
     for step in range(STEPS // ENVS):
         with torch.no_grad():
-            goal, age = behavior.pursue(latent_of(state), goal, age, never, draw(ENVS, behavior.noise))
+            goal, age = behavior.next_goal(latent_of(state), goal, age, never, draw(ENVS, behavior.noise))
             policy = worker.policy(torch.cat([state, goal.target], -1))
             state = board.move(state, worker.distribution.sample(policy, draw(ENVS, 1)), draw(ENVS))
         seen.append(state)
@@ -128,16 +129,16 @@ def practise(behavior: Flat) -> int:
             continue
         starts = latent_of(torch.cat(seen)[torch.randint(len(seen) * ENVS, (DREAMS,), generator=generator)])
         dream = imagine(board, behavior, starts, HORIZON, generator)
-        dream = replace(dream, reward=dream.reward | behavior.rewards(dream))
+        dream = replace(dream, reward=dream.reward | behavior.goals.rewards(dream, {"goal", "novelty"}))
         for level, rollout, kinds in zip(behavior.levels, behavior.views(dream), optimizers, strict=True):
             ready = behavior.ready()
-            improve(level, rollout, level.judge(rollout), None, kinds, generator, ready)
-            level.follow(rollout, ready)
+            improve(level, rollout, level.compute_targets(rollout), None, kinds, generator, ready)
+            level.update_slow_critic()
+            level.adapt_entropy(rollout, ready)
         if goals and painter:
-            loss, metrics = goals.loss(starts.deter, dream, generator)
+            loss, metrics = goals.loss(explained(starts.deter), NO_BATCH, dream, generator)
             painter.step({"goals": loss})
-            goals.follow(metrics)
-            behavior.practised()
+            goals.adapt(metrics)
     return successes
 
 
@@ -149,5 +150,7 @@ def test_pads_are_found_in_order(monkeypatch, enabled):
     torch.manual_seed(0)
     options = BehaviorOptions(horizon=100, slow_rate=0.1, epochs=1, entropy=0.01, return_floor=0.05)
     hierarchy = HierarchyOptions(enabled=enabled, goal_nats=8, goal_mix=0.25, goal_warmup=100)
-    behavior = build(options, hierarchy, MOVES, features=72, deter=72, units=64, bins=63)
+    behavior = build(
+        options, hierarchy, MOVES, default_streams(options, hierarchy), features=72, deter=72, units=64, bins=63
+    )
     assert practise(behavior) > 300  # about 410 are possible

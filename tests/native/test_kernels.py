@@ -228,10 +228,10 @@ def test_the_loop_over_a_sequence_and_its_gradients(batch, widths, threads):
     stoch = torch.eye(sizes.classes)[torch.randint(sizes.classes, (batch, sizes.stoch), generator=generator)]
     stoch[0] = 0.0
     carried = [deter.requires_grad_(), stoch.requires_grad_()]
-    chance = uniform(batch, steps, sizes.stoch)
+    latent_noise = uniform(batch, steps, sizes.stoch)
 
     def run() -> list[Tensor]:
-        latent = rssm.observe(tokens, action, first, deter, stoch, chance)
+        latent = rssm.observe(tokens, action, first, deter, stoch, latent_noise)
         outputs = torch.cat([latent.features, latent.logits.flatten(-2)], -1)
         trained = [entry for name, entry in rssm.named_parameters() if not name.startswith("prior")]
         return [latent.stoch, outputs, *gradients(outputs, tokens, *carried, *trained)]
@@ -250,11 +250,11 @@ def test_a_dream(action: ActionSpec, wide: int):
     torch.manual_seed(1)
     stoch = nn.functional.one_hot(torch.randint(4, (count, 4)), 4).float()
     start = Latent(torch.randn(count, 16).tanh(), stoch, torch.randn(count, 4, 4))
-    choice, chance = uniform(horizon, count, worker.distribution.noise), uniform(horizon, count, 4)
+    action_noise, latent_noise = uniform(horizon, count, worker.distribution.noise), uniform(horizon, count, 4)
     target = torch.randn(count, wide)
 
     def run() -> list[Tensor]:
-        latent, policy, drawn = roll(world, worker, start, target, choice, chance)
+        latent, policy, drawn = roll(world, worker, start, target, action_noise, latent_noise)
         return [latent.deter, latent.stoch, latent.logits, policy, drawn]
 
     with torch.no_grad():
@@ -271,8 +271,8 @@ def test_a_dream_with_a_manager():
 
     def run() -> list[Tensor]:
         dream = imagine(world, behavior, start, 6, torch.Generator().manual_seed(0))
-        latent, goal, rewards = dream.latent, dream.goal, behavior.rewards(dream)
-        decided = [goal.code, goal.target, dream.choice, dream.choice_logprob]
+        latent, goal, rewards = dream.latent, dream.goal, behavior.goals.rewards(dream, {"goal", "novelty"})
+        decided = [goal.code, goal.target, dream.goal_policy, dream.goal_logprob]
         return [
             *latent.fields,
             dream.policy,
@@ -355,10 +355,10 @@ def test_the_loops_in_bf16_are_near_those_in_single_precision(widths):
     start, generator = world.initial(batch), torch.Generator().manual_seed(0)
     tokens = torch.randn(batch, steps, rssm.posterior_input.in_features - rssm.sizes.deter, generator=generator)
     action, first = torch.randn(batch, steps, 3, generator=generator), torch.zeros(batch, steps, dtype=torch.bool)
-    chance, found = torch.zeros(batch, steps, rssm.sizes.stoch), []  # the first class everywhere: one walk
+    latent_noise, found = torch.zeros(batch, steps, rssm.sizes.stoch), []  # the first class everywhere: one walk
     for enabled in (True, False):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            latent = rssm.observe(tokens, action, first, start.deter, start.stoch, chance)
+            latent = rssm.observe(tokens, action, first, start.deter, start.stoch, latent_noise)
         with torch.autocast("cpu", enabled=False):
             found.append([latent.deter, latent.logits, *gradients(latent.deter, *rssm.gates.parameters())])
     for mine, single in zip(*found, strict=True):

@@ -32,9 +32,9 @@ def test_goals_are_counted_while_their_environment_plays_its_share(checkpoint, m
     agent, config = restore_agent(checkpoint, "cpu")
     met: list[tuple[torch.Tensor, ...]] = []
 
-    def arrivals(goal, age, latent, first, start):
+    def goal_outcomes(goal, age, latent, first, start):
         met.append((goal.target, latent.deter, start))
-        return Hierarchy.arrivals(agent.behavior, goal, age, latent, first, start)
+        return Hierarchy.goal_outcomes(agent.behavior, goal, age, latent, first, start)
 
     monkeypatch.setattr(agent.behavior, "arrivals", arrivals)
     result = evaluate(agent, config.env.model_copy(update={"mode": "inline"}), episodes=3, seed=0)

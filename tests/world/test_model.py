@@ -79,7 +79,7 @@ def test_widths_that_do_not_fit_together_are_refused(widths):
 def test_a_fresh_model_predicts_exactly_no_reward_and_pays_ln_255_for_it():
     world = make_world()
     assert not world.reward(torch.randn(5, 4, world.sizes.features)).any()
-    losses = world.loss(make_batch(world), uniform(3, 6, 4))[1]
+    losses = world.loss(make_batch(world), uniform(3, 6, 4))[2]
     close(losses["reward"], torch.full((3, 6), 5.5412635))
 
 
@@ -91,12 +91,12 @@ def test_the_continue_head_learns_the_discounted_chance_to_go_on():
     with torch.no_grad():
         output.weight.zero_()
         output.bias.fill_(2.0)
-    loss = world.loss(replace(batch, terminal=terminal), uniform(3, 6, 4))[1]["continue"]
+    loss = world.loss(replace(batch, terminal=terminal), uniform(3, 6, 4))[2]["continue"]
     close(loss[0, 2], 2.1269281)
     close(loss[1, 2], 0.1329340)
     with torch.no_grad():
         output.bias.fill_(math.log(332.0))
-    close(world.loss(batch, uniform(3, 6, 4))[1]["continue"].mean(), 0.0204404)
+    close(world.loss(batch, uniform(3, 6, 4))[2]["continue"].mean(), 0.0204404)
 
 
 def test_the_pure_chance_to_go_on_has_the_discount_divided_out():
@@ -110,7 +110,7 @@ def test_the_pure_chance_to_go_on_has_the_discount_divided_out():
 
 def test_every_loss_has_a_scale_and_one_number_per_step():
     world = make_world(VECTORS | IMAGE, dynamics_scale=0.5, kl_scale=3.0)
-    latent, losses = world.loss(make_batch(world), uniform(3, 6, 4))
+    latent, _, losses = world.loss(make_batch(world), uniform(3, 6, 4))
     assert losses.keys() == world.scales.keys()
     assert all(loss.shape == (3, 6) for loss in losses.values())
     assert {name for name in losses if name.startswith("recon_")} == {f"recon_{key}" for key in VECTORS | IMAGE}
@@ -121,7 +121,7 @@ def test_every_loss_has_a_scale_and_one_number_per_step():
 def test_the_divergence_is_between_posterior_and_prior_of_the_same_step():
     world = make_world(free_nats=0.0)
     shake(world)
-    latent, losses = world.loss(make_batch(world), uniform(3, 6, 4))
+    latent, _, losses = world.loss(make_batch(world), uniform(3, 6, 4))
     posterior = 0.99 * torch.softmax(latent.logits, -1) + 0.01 / 4
     prior = 0.99 * torch.softmax(world.rssm.predict(latent.deter), -1) + 0.01 / 4
     kl = (posterior * (posterior / prior).log()).sum((-1, -2))
@@ -132,11 +132,11 @@ def test_the_divergence_is_between_posterior_and_prior_of_the_same_step():
 def test_losses_compare_each_step_with_what_arrived_with_it():
     world, batch = make_world(), make_batch(make_world())
     shake(world)
-    before = world.loss(batch, uniform(3, 6, 4))[1]
+    before = world.loss(batch, uniform(3, 6, 4))[2]
     reward, terminal = batch.reward.clone(), batch.terminal.clone()
     reward[1, 3] += 1
     terminal[2, 4] = True
-    after = world.loss(replace(batch, reward=reward, terminal=terminal), uniform(3, 6, 4))[1]
+    after = world.loss(replace(batch, reward=reward, terminal=terminal), uniform(3, 6, 4))[2]
     changed = {name: (before[name] != after[name]).nonzero().tolist() for name in before}
     assert {name: where for name, where in changed.items() if where} == {"reward": [[1, 3]], "continue": [[2, 4]]}
 
@@ -167,7 +167,7 @@ STATE = {"encoders", "core", "posterior"}
 def test_each_loss_trains_its_own_parts(steps):
     world = make_world(VECTORS | IMAGE, free_nats=0.0)
     shake(world)
-    losses = world.loss(make_batch(world, steps=steps), uniform(3, steps, 4))[1]
+    losses = world.loss(make_batch(world, steps=steps), uniform(3, steps, 4))[2]
     owners = {name: trained(world, loss.mean()) for name, loss in losses.items()}
     for key in VECTORS | IMAGE:
         assert owners[f"recon_{key}"] == STATE | {"decoders"}
@@ -181,7 +181,7 @@ def test_each_loss_trains_its_own_parts(steps):
 def test_below_the_free_nats_neither_side_is_trained():
     world = make_world(free_nats=100.0)
     shake(world)
-    losses = world.loss(make_batch(world), uniform(3, 6, 4))[1]
+    losses = world.loss(make_batch(world), uniform(3, 6, 4))[2]
     assert not trained(world, losses["dynamics"].mean() + losses["representation"].mean())
 
 
@@ -196,7 +196,7 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else():
         world, kept = make_world(observation, gradient_checkpointing=thrifty), []
         shake(world)
         with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.nbytes) or x, lambda x: x):
-            latent, losses = world.loss(make_batch(world), uniform(3, 6, 4))
+            latent, _, losses = world.loss(make_batch(world), uniform(3, 6, 4))
         total = torch.stack([loss.mean() for loss in losses.values()]).sum() + latent.features.sum()
         return losses, list(torch.autograd.grad(total, list(world.parameters()))), sum(kept)
 
@@ -216,23 +216,23 @@ def test_gradient_checkpointing_changes_memory_and_nothing_else():
 def test_a_batch_continues_from_its_stored_context_and_its_action():
     world, batch = make_world(), make_batch(make_world())
     shake(world)
-    before = world.observe(batch, uniform(3, 6, 4))
+    before = world.observe(batch, uniform(3, 6, 4))[0]
     contexts = [
         replace(batch, context_action=batch.context_action.roll(1, -1)),
         replace(batch, context_latent=batch.context_latent | {"deter": batch.context_latent["deter"] + 1}),
         replace(batch, context_latent=batch.context_latent | {"stoch": 3 - batch.context_latent["stoch"]}),
     ]
     for context in contexts:
-        assert not torch.equal(world.observe(context, uniform(3, 6, 4)).deter[:, 0], before.deter[:, 0])
+        assert not torch.equal(world.observe(context, uniform(3, 6, 4))[0].deter[:, 0], before.deter[:, 0])
         fresh = replace(context, first=torch.ones(3, 6, dtype=torch.bool))
         again = replace(batch, first=torch.ones(3, 6, dtype=torch.bool))
-        first = [world.observe(each, uniform(3, 6, 4)).deter for each in (fresh, again)]
+        first = [world.observe(each, uniform(3, 6, 4))[0].deter for each in (fresh, again)]
         assert torch.equal(first[0][:, 0], first[1][:, 0])
 
 
 def test_a_stored_latent_is_the_latent():
     world = make_world()
-    latent = world.observe(make_batch(world), uniform(3, 6, 4)).detach()
+    latent = world.observe(make_batch(world), uniform(3, 6, 4))[0].detach()
     packed = world.pack(latent)
     described = {name: (tuple(value.shape[2:]), str(value.dtype)[6:]) for name, value in packed.items()}
     assert described == world.stored
