@@ -22,7 +22,7 @@ GOALS = {"goal_reach": "goals reached", "goal_reach_shuffled": "others' goals", 
 """What evaluations count where there are goals, and how a table calls it."""
 
 PUBLISHED: dict[str, Any] = json.loads(Path(__file__).with_name("published.json").read_text())
-"""Curves of others by the name of a task: environment steps as the agent counts them, mean, lowest and highest seed."""
+"""Curves of others by the name of a task: steps of the agent, mean, lowest and highest seed."""
 
 
 def curve(path: Path) -> Curve:
@@ -57,7 +57,7 @@ def plot(name: str, goal: float, random: float, curves: dict[int, Curve], path: 
     if (pyplot := plots.pyplot(path)) is None:
         return
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 3.6), sharey=True)
-    for axis, column, label in ((axes[0], "step", "environment steps"), (axes[1], "seconds", "seconds of training")):
+    for axis, column, label in ((axes[0], "step", "steps of the agent"), (axes[1], "seconds", "seconds of training")):
         for seed, points in curves.items():
             axis.plot(points[column], points["return"], label=f"seed {seed}", linewidth=1.4)
         axis.axhline(goal, color="gray", linestyle="--", linewidth=1)

@@ -132,7 +132,7 @@ def plot(outcomes: Sequence[Outcome], path: Path) -> None:
                 means = [np.mean([curve[name][:shortest] for curve in curves], 0) for name in (column, "return")]
                 panel.plot(means[0] / unit, means[1], color=f"C{index}", label=arm)
         random = next(run.random for run in outcomes if run.task == task)
-        for panel, label in zip(row, ("environment steps", "minutes of training"), strict=True):
+        for panel, label in zip(row, ("steps of the agent", "minutes of training"), strict=True):
             panel.axhline(random, color="gray", linestyle=":", linewidth=1)
             panel.set_xlabel(label)
             panel.spines[["top", "right"]].set_visible(False)

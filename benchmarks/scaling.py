@@ -52,7 +52,13 @@ PLACES = {
 }
 TURNS = 5
 """Of the learner alone and of the run."""
-SMALL = ["run.device=cpu", "logger.tensorboard=false", "replay.batch_size=16", "replay.length=16"]
+SMALL = [
+    "run.device=cpu",
+    "logger.tensorboard=false",
+    "replay.batch_size=16",
+    "replay.length=16",
+    "run.train_ratio=128",
+]
 
 
 class Sleep(gymnasium.Env):
@@ -177,7 +183,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(envs, map(str, envs))
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("environment steps per second")
+    axes[0][0].set_ylabel("steps per second")
     axes[0][-1].legend(frameon=False, fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
@@ -252,7 +258,8 @@ def resident() -> float:
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
     """Memory after every tenth of a run that fills its replay again and again."""
-    changes = ["env.envs=8", "replay.capacity=2000", "replay.chunk=64", "replay.batch_size=4", "replay.length=8"]
+    changes = ["env.envs=8", "replay.capacity=2000", "replay.chunk=64"]
+    changes += ["replay.batch_size=4", "replay.length=8", "run.train_ratio=16"]
     held = []
     with opened([*changes, f"run.threads={options.threads}"]) as trainer:
         for tenth in range(1, 11):

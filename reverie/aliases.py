@@ -31,5 +31,6 @@ RENAMED = {
     "agent.goal_optimizer": "hierarchy.goal_optimizer",
     "behavior.mix": "behavior.return_lambda",
     "hierarchy.time": "part of hierarchy.preset: hybrid and goals_only count steps, director counts goals",
+    "run.ratio": "run.train_ratio, which counts replayed steps: multiply by replay.batch_size * replay.length",
 }
 """Keys of earlier versions, and where they went."""

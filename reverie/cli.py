@@ -159,7 +159,7 @@ def _add_config_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--env", help="environment: a Gymnasium id, suite/task, module:callable or module:id")
     _add_code_flags(command)
     command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
-    command.add_argument("--steps", type=int, help="environment steps")
+    command.add_argument("--steps", type=int, help="steps of the agent, all environments together")
     command.add_argument("--seed", type=int)
     command.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     command.add_argument("overrides", nargs="*", metavar="section.key=value")

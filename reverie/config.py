@@ -11,6 +11,7 @@ import difflib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -31,6 +32,9 @@ from reverie.world.model import WorldOptions
 
 LARGEST_FILE = 1_000_000
 
+MOST_UPDATES = 64
+"""Per step of the agent; more would be a mistake."""
+
 
 def _known_device(name: str) -> str:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", name):
@@ -46,7 +50,7 @@ class RunOptions(Options):
     directory: str = Field(default="runs", min_length=1)
     """Where the folders of all runs are kept."""
     steps: int = Field(default=100_000, ge=1)
-    """Environment steps to train for, all environments together; an action that is repeated counts once."""
+    """Steps of the agent to train for, all environments together; where actions repeat, each is several frames."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Decides every random number of the run."""
     device: Annotated[str, AfterValidator(_known_device)] = "auto"
@@ -55,22 +59,22 @@ class RunOptions(Options):
     """CPU threads of torch, at most a container's share of the cores; 0: as torch chooses. Workers have one."""
     kernels: Literal["auto", "off"] = "auto"
     """Native kernels on a CPU: built once with the machine's C compiler, where there is one."""
-    ratio: float = Field(default=0.25, gt=0, le=64)
-    """Updates of the agent per environment step."""
+    train_ratio: float = Field(default=256.0, gt=0)
+    """Replayed steps per step of the agent: updates per step, times `replay.batch_size`, times `replay.length`."""
     asynchronous: bool = False
     """Play in a thread of its own, a few steps ahead of learning: faster where few environments are slow."""
     evaluate_every: int = Field(default=10_000, ge=0)
-    """Environment steps between evaluations; 0 for none."""
+    """Steps between evaluations; 0 for none."""
     evaluate_episodes: int = Field(default=10, ge=1, le=10_000)
     """Episodes per evaluation."""
     evaluate_limit: int = Field(default=30_000, ge=0)
     """Steps after which an episode is stopped that is not played for training: in evaluations and films; 0: none."""
     checkpoint_every: int = Field(default=5_000, ge=1)
-    """Environment steps between checkpoints."""
+    """Steps between checkpoints."""
     checkpoint_dir: str = Field(default="checkpoints", min_length=1)
     """A folder where `latest.pt` and `best_model.pt` always lead to the newest run's."""
     log_every: int = Field(default=1_000, ge=1)
-    """Environment steps between two rows of metrics."""
+    """Steps between two rows of metrics."""
     video: bool = True
     """Whether each evaluation writes a video of what the world model predicts."""
     target_return: float | None = None
@@ -102,6 +106,11 @@ class Config(Options):
     agent: AgentOptions = AgentOptions()
     logger: LoggerOptions = LoggerOptions()
 
+    @property
+    def updates_per_step(self) -> Fraction:
+        """Updates of the agent per step of it, exactly: `run.train_ratio` over the replayed steps of one update."""
+        return Fraction(str(self.run.train_ratio)) / (self.replay.batch_size * self.replay.length)
+
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         replay, starts = self.replay, self.agent.starts
@@ -109,6 +118,10 @@ class Config(Options):
         if replay.capacity < needed:
             raise ConfigError(f"replay.capacity = {replay.capacity}: one batch needs {needed} steps; raise it, or "
                               "lower replay.batch_size, replay.length or env.envs")  # fmt: skip
+        if self.updates_per_step > MOST_UPDATES:
+            most = MOST_UPDATES * replay.batch_size * replay.length
+            raise ConfigError(f"run.train_ratio = {self.run.train_ratio:g}: should be at most {most}, which is "
+                              f"{MOST_UPDATES} updates per step")  # fmt: skip
         if starts > replay.length:
             raise ConfigError(f"agent.starts = {starts}: should be at most replay.length = {replay.length}")
         if (starts or replay.length) < 2:

@@ -21,7 +21,10 @@ from reverie.types import ConfigError, DeviceError
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MUJOCO_GL": "disable"}
 TINY = {
-    "run": {"name": "run", "steps": 60, "evaluate_every": 40, "evaluate_episodes": 2, "video": False, "log_every": 40},
+    "run": {
+        **{"name": "run", "steps": 60, "train_ratio": 2},
+        **{"evaluate_every": 40, "evaluate_episodes": 2, "video": False, "log_every": 40},
+    },
     "env": {"name": "CartPole-v1", "envs": 2},
     "replay": {"batch_size": 2, "length": 4, "capacity": 2000},
     "world": {"deter": 16, "hidden": 8, "stoch": 4, "classes": 4, "units": 16, "bins": 15, "blocks": 2},
@@ -88,7 +91,7 @@ def test_playing_films_an_episode_and_a_dream(folder):
 
 def test_inspection_says_what_is_in_a_checkpoint(folder):
     text = call(folder, "inspect")
-    for words in ("CartPole-v1, seed 5", "60 environment steps", "world.rssm", "model_state"):
+    for words in ("CartPole-v1, seed 5", "60 steps (60 frames)", "world.rssm", "model_state"):
         assert words in text
 
 

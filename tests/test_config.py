@@ -7,6 +7,7 @@ import os
 import random
 import re
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -143,8 +144,8 @@ def test_a_run_name_cannot_leave_its_folder(name):
     [
         (b'{"run": {"steps": 1, "steps": 2}}', "run.steps: written twice"),
         (b'{"agent": 1, "agent": 1}', "agent: written twice"),
-        (b'{"run": {"ratio": NaN}}', "run.ratio = nan: should be a finite number"),
-        (b'{"run": {"ratio": -Infinity}}', "run.ratio = -inf"),
+        (b'{"run": {"train_ratio": NaN}}', "run.train_ratio = nan: should be a finite number"),
+        (b'{"run": {"train_ratio": -Infinity}}', "run.train_ratio = -inf"),
         (b'{"env": {"kwargs": {"a": [1, 1e999]}}}', "env.kwargs.a.1 = inf"),
         (b'{"run": {"steps": ' + b"9" * 5000 + b"}}", "run.steps = inf"),
         (b'{"run": {"steps": ' + b"9" * 50 + b"}}", "run.steps = 1e+50"),
@@ -200,13 +201,25 @@ def test_an_override_has_a_key_and_a_value(argument):
 def test_an_override_that_is_not_json_is_text():
     assert load(None, ["run.directory=a=b/c", "env.kwargs.level=3"]).run.directory == "a=b/c"
     assert "run.steps.x" in refusal(None, ["run.steps=5", "run.steps.x=1"])
-    assert "run.ratio" in refusal(None, ["run.ratio=NaN"])
+    assert "run.train_ratio" in refusal(None, ["run.train_ratio=NaN"])
+
+
+def test_the_train_ratio_counts_replayed_steps_as_published():
+    published = load("dmc")
+    assert published.run.train_ratio == 512 and published.updates_per_step == Fraction(1, 2)
+    for train_ratio, updates in ((16, Fraction(1, 32)), (102.4, Fraction(1, 5)), (1e-9, Fraction(1, 512 * 10**9))):
+        settings = [f"run.train_ratio={train_ratio}", "replay.batch_size=32", "replay.length=16"]
+        assert load(None, settings).updates_per_step == updates
 
 
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
         (["replay.capacity=100"], "replay.capacity = 100"),
+        (
+            ["run.train_ratio=600", "batch_size=2", "replay.length=4"],
+            "run.train_ratio = 600: should be at most 512, which is 64 updates per step",
+        ),
         (["agent.starts=65", "replay.length=64"], "agent.starts = 65"),
         (["behavior.minibatches=7", "batch_size=2", "agent.starts=4"], "behavior.minibatches = 7"),
         (["hierarchy.enabled=true", "hierarchy.period=3", "agent.horizon=4"], "hierarchy.period = 3"),

@@ -4,7 +4,7 @@ Start with `make_vector`. `ENVIRONMENTS` is the registry; add your own with ``EN
 """
 
 from reverie.env.placement import with_mode
-from reverie.env.registry import ENVIRONMENTS, EnvOptions, make, with_protocol
+from reverie.env.registry import ENVIRONMENTS, EnvOptions, make, repeats, with_protocol
 from reverie.env.vector import VectorEnv, make_vector
 from reverie.env.wrappers import Environment
 
@@ -15,6 +15,7 @@ __all__ = [
     "VectorEnv",
     "make",
     "make_vector",
+    "repeats",
     "with_mode",
     "with_protocol",
 ]

@@ -37,7 +37,7 @@ class EnvOptions(Options):
     """Where they run: in this process, each in its own, or, as a short timing at the start tells, in
     processes where steps outlast several messages."""
     repeat: int | None = Field(default=None, ge=1)
-    """How often each action is repeated; null: as the suite does, else 1."""
+    """Frames that one step of the agent lasts, its action repeated; null: as the suite does, else 1."""
     frame_pool: bool | None = None
     """Show the brighter of the last two repeated frames; null: as the suite does, else no."""
     time_limit: int = Field(default=0, ge=0)
@@ -179,6 +179,11 @@ def with_protocol(options: EnvOptions) -> EnvOptions:
     usual |= PROTOCOLS.get(suite_of(options.name), {})
     decided = {key: value for key, value in usual.items() if getattr(options, key) is None}
     return options.model_copy(update=decided | {"kwargs": usual["kwargs"] | options.kwargs})
+
+
+def repeats(options: EnvOptions) -> int:
+    """Frames of the environment that one step of the agent lasts."""
+    return with_protocol(options).repeat or 1
 
 
 def _load(entry: Callable[..., Any] | str) -> Callable[..., Any]:

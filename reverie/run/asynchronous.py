@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import threading
 from contextlib import AbstractContextManager
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -21,9 +22,9 @@ from reverie.types import Carry, Step
 LONGEST_LEAD = 64
 
 
-def sufficient_lead(ratio: float, envs: int) -> int:
+def sufficient_lead(updates_per_step: Fraction, envs: int) -> int:
     """Steps to play ahead so that learning waits for none: those that one update belongs to, and one more."""
-    return min(1 + math.ceil(1 / (ratio * envs)), LONGEST_LEAD)
+    return min(1 + math.ceil(1 / (updates_per_step * envs)), LONGEST_LEAD)
 
 
 class AsynchronousCollector(Collector):

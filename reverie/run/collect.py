@@ -20,7 +20,7 @@ from reverie.types import Carry, Goal, Latent, Step
 
 @dataclass(frozen=True)
 class Episode:
-    """One finished episode; its length is in steps of the agent."""
+    """One finished episode; its length is in steps."""
 
     total: float
     length: int

@@ -100,7 +100,7 @@ class Evaluation:
 
     @property
     def length(self) -> float:
-        """Mean length in steps of the agent."""
+        """Mean length in steps."""
         return float(np.mean([episode.length for episode in self.episodes]))
 
     @property

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.behavior.hierarchy import GOAL_SPACES
+from reverie.env import repeats
 from reverie.run import checkpoint
 
 
@@ -18,7 +19,8 @@ def describe(path: Path) -> Iterator[str]:
     config, state = checkpoint.load_run(path)
     yield f"{path}: {config.env.name}, seed {config.run.seed}"
     steps, episodes, updates = state["global_step"], state["episodes_collected"], state["updates"]
-    yield f"  {steps} environment steps, {episodes} episodes, {updates} updates"
+    frames = steps * repeats(config.env)
+    yield f"  {steps} steps ({frames} frames), {episodes} episodes, {updates} updates"
     best = state["best_return"]
     yield f"  best evaluation return: {'none yet' if best is None else round(best, 1)}"
     for row in state["metrics_history"][-5:]:

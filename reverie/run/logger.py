@@ -79,7 +79,7 @@ class Logger:
             log.info("Step %d: %s", step, shown)
 
     def episode(self, step: int, episode_return: float, length: int) -> None:
-        """Stores the return and the length (in environment steps) of an episode that just ended."""
+        """Stores the return and the length (in steps) of an episode that just ended."""
         self._store(step, {"episode/return": float(episode_return), "episode/length": float(length)})
         log.info("Episode return: %s, length: %d", round(float(episode_return), 2), length)
 

@@ -98,7 +98,7 @@ class Profile:
     milliseconds: dict[str, float]
     calls: dict[str, float]
     updates: int
-    environment_steps: int
+    steps: int
 
     def lines(self) -> Iterator[str]:
         """A table with bars, largest part first."""
@@ -107,8 +107,8 @@ class Profile:
         for name, value in sorted(self.milliseconds.items(), key=lambda item: -item[1]):
             share = value / total
             yield f"{name:<18}{value:12.2f}{share:8.1%}{self.calls.get(name, 0):16.1f}  {'█' * round(40 * share)}"
-        rate = 1000 * self.environment_steps / (total * self.updates)
-        yield f"{'together':<18}{total:12.2f}   over {self.updates} updates, {rate:.0f} environment steps/s"
+        rate = 1000 * self.steps / (total * self.updates)
+        yield f"{'together':<18}{total:12.2f}   over {self.updates} updates, {rate:.0f} steps/s"
 
     def write(self, path: Path) -> None:
         """Everything as JSON, and a chart of the same name beside it."""

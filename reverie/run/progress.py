@@ -17,7 +17,7 @@ RECENT = 20
 class Progress:
     """A context manager; silent where stdout is not a terminal, and a terminal that goes away does not matter.
 
-    ``total`` and ``start`` are environment steps: where the run ends and where it goes on from.
+    ``total`` and ``start`` are steps: where the run ends and where it goes on from.
     """
 
     def __init__(self, total: int, start: int = 0, console: Console | None = None):

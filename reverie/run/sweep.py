@@ -22,10 +22,10 @@ from pathlib import Path
 from reverie import config as configuration
 from reverie.config import Config
 from reverie.run import checkpoint
-from reverie.run.clock import Interruption
 from reverie.run.device import cores
 from reverie.run.folder import FolderInUse, lock
 from reverie.run.grid import PLACES, Grid, Trial, expand, show
+from reverie.run.schedule import Interruption
 from reverie.trees import find
 from reverie.trust import code
 from reverie.types import ConfigError, StoredDataError
@@ -45,7 +45,7 @@ class Result:
     message: str = ""
     """Why it failed."""
     budget: int = 0
-    """The environment steps that were asked for."""
+    """The steps that were asked for."""
     steps: int = 0
     seconds: float = 0.0
     """Spent on training, evaluations left out."""

@@ -19,19 +19,19 @@ from reverie import compilation, native
 from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.config import Config
-from reverie.env import make, make_vector, with_mode
+from reverie.env import make, make_vector, repeats, with_mode
 from reverie.env.worker import summary
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
 from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
 from reverie.run.checkpoint import DivergenceError
-from reverie.run.clock import Every, Interruption, Ratio
 from reverie.run.collect import Collector
 from reverie.run.device import choose_device, set_up, warn_of_precision
 from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, show_goals
 from reverie.run.folder import fresh_name, keep_identity, lock
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
+from reverie.run.schedule import Every, Interruption, TrainRatio
 from reverie.types import Batch, EnvironmentFailure, Metrics, StoredDataError
 
 PATIENCE = 50
@@ -54,7 +54,7 @@ class DreamerV3Trainer:
         self.seconds = 0.0  # spent on training, evaluations left out
         self.best_return: float | None = None
         self.history: list[dict[str, float]] = []
-        self.interruption, self.due = Interruption(), Ratio(run.ratio)
+        self.interruption, self.updates_due = Interruption(), TrainRatio(config.updates_per_step)
         self._sums: Metrics = {}
         self._summed = 0
         with ExitStack() as resources:  # whatever fails from here on, nothing stays open
@@ -79,13 +79,15 @@ class DreamerV3Trainer:
             )
         spaces = self.envs.observation, self.envs.action
         self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
-        self.agent.compiles = compilation.repays(config.agent.compile, device, run.steps * run.ratio)
+        self.agent.compiles = compilation.repays(
+            config.agent.compile, device, float(run.steps * config.updates_per_step)
+        )
         self.compiling = self.agent.compiles
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
         resources.callback(self.replay.close)
         parts = self.envs, self.agent, self.replay
-        lead = sufficient_lead(run.ratio, self.envs.size)
+        lead = sufficient_lead(config.updates_per_step, self.envs.size)
         self.collector = AsynchronousCollector(*parts, lead) if run.asynchronous else Collector(*parts)
         resources.callback(self.collector.close)
         self.checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints", Path(run.checkpoint_dir))
@@ -177,7 +179,7 @@ class DreamerV3Trainer:
         before, began = self.step, time.monotonic()
         self._collect()
         if self.replay.ready:
-            for _ in range(self.due(self.step)):
+            for _ in range(self.updates_due(self.step)):
                 self.learn()
         self.seconds += time.monotonic() - began
         if Every(self.config.run.log_every)(before, self.step):
@@ -218,6 +220,7 @@ class DreamerV3Trainer:
         if not self.updates:
             log.info("Step %d: filling the replay, %d windows so far", self.step, self.replay.items)
         counters = {"run/updates": float(self.updates), "run/episodes": float(self.episodes)}
+        counters["run/frames"] = float(self.step * repeats(self.config.env))
         stats = {f"replay/{name}": value for name, value in self.replay.get_stats().items()}
         self.logger.write(self.step, means | counters | stats)
 
@@ -263,8 +266,9 @@ class DreamerV3Trainer:
             ", ".join(f"{key} ({text})" for key, text in kind.items()) for kind in self.agent.spaces.values()
         )
         log.info("%s: observes %s; acts by %s", self.config.env.name, keys, actions)
-        log.info("%d parameters on %s, %d environments, from step %d to %d, in %s", sizes, self.agent.device,
-                 self.envs.size, self.step, self.config.run.steps, self.folder)  # fmt: skip
+        log.info("%d parameters on %s, %d environments, from step %d to %d (frames per step: %d), in %s", sizes,
+                 self.agent.device, self.envs.size, self.step, self.config.run.steps, repeats(self.config.env),
+                 self.folder)  # fmt: skip
 
     # --- saving ---
 
@@ -284,7 +288,7 @@ class DreamerV3Trainer:
             "episodes_collected": self.episodes,
             "best_return": self.best_return,
             "metrics_history": self.history,
-            "updates_paid": self.due.paid,
+            "trained_to": self.updates_due.state(),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
             "threads": torch.get_num_threads(),
@@ -299,7 +303,7 @@ class DreamerV3Trainer:
         self.step, self.updates, self.episodes = state["global_step"], state["updates"], state["episodes_collected"]
         self.seconds = state["seconds"]
         self.best_return, self.history = state["best_return"], list(state["metrics_history"])
-        self.due.paid = state["updates_paid"]
+        self.updates_due.load_state(state["trained_to"])
         try:
             if "replay" in state:
                 self.replay.load_state_dict(state["replay"])

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import threading
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.env import ENVIRONMENTS
 from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
@@ -85,7 +87,8 @@ def test_nobody_acts_while_the_first_update_is_compiled(tmp_path, monkeypatch):
 def test_no_row_is_lost_or_doubled_by_a_resume(tmp_path, lock_step, then, caplog):
     make(tmp_path, run={"steps": 99}).train()
     middle = final_state(tmp_path)
-    assert middle["global_step"] == 99 and len(middle["collector"]["ahead"]) == sufficient_lead(TINY["run"]["ratio"], 3)
+    lead = sufficient_lead(configuration.build(TINY).updates_per_step, envs=3)
+    assert middle["global_step"] == 99 and len(middle["collector"]["ahead"]) == lead
     latest = tmp_path / "run" / "checkpoints" / "latest.pt"
     parts = DreamerV3Trainer.resume(latest, ["run.steps=160", f"run.async={then}"])
     assert ("not bit-exact: collection is asynchronous" in caplog.text) == (then == "true")
@@ -154,9 +157,9 @@ def test_a_signal_saves_and_stops(tmp_path):
     assert final_state(tmp_path)["global_step"] == 120
 
 
-@pytest.mark.parametrize(("ratio", "envs", "lead"), [(0.25, 1, 5), (0.25, 8, 2), (1.0, 4, 2), (1 / 512, 1, 64)])
-def test_the_lead_covers_one_update(ratio, envs, lead):
-    assert sufficient_lead(ratio, envs) == lead
+@pytest.mark.parametrize(("per_step", "envs", "lead"), [("1/4", 1, 5), ("1/4", 8, 2), ("1", 4, 2), ("1/512", 1, 64)])
+def test_the_lead_covers_one_update(per_step, envs, lead):
+    assert sufficient_lead(Fraction(per_step), envs) == lead
 
 
 def test_where_environments_run_is_decided_once(tmp_path, monkeypatch):

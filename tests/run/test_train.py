@@ -26,7 +26,14 @@ from reverie.types import Batch, Carry, ReverieError, Step, StoredDataError
 from tests.counting import create_counting
 
 TINY = {
-    "run": {"steps": 160, "ratio": 0.0625, "evaluate_every": 0, "checkpoint_every": 10_000, "log_every": 40, "seed": 3},
+    "run": {
+        "steps": 160,
+        "train_ratio": 2,
+        "evaluate_every": 0,
+        "checkpoint_every": 10_000,
+        "log_every": 40,
+        "seed": 3,
+    },
     "env": {"name": "CartPole-v1", "envs": 2},
     "replay": {"batch_size": 4, "length": 8, "capacity": 2000, "chunk": 32},
     "world": {"deter": 16, "hidden": 8, "stoch": 4, "classes": 4, "units": 16, "bins": 15, "blocks": 2},
@@ -150,7 +157,7 @@ def test_work_done_after_the_last_checkpoint_is_undone_by_resume(whole, parts):
     assert digest(final_state(whole)["model_state"]) == digest(final_state(parts)["model_state"])
 
 
-@pytest.mark.parametrize("forgotten", ["generators", "updates_paid", "world_optimizer"])
+@pytest.mark.parametrize("forgotten", ["generators", "trained_to", "world_optimizer"])
 def test_every_part_of_the_state_is_needed(tmp_path, whole, parts, forgotten):
     path = parts / "run" / "checkpoints" / "latest.pt"
     state = checkpoint.load(path)

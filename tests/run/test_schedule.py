@@ -2,40 +2,61 @@ from __future__ import annotations
 
 import os
 import signal
+from fractions import Fraction
 
 import pytest
 
-from reverie.run.clock import Every, Interruption, Ratio
+from reverie.run.schedule import Every, Interruption, TrainRatio
 
 
 @pytest.mark.parametrize(
-    ("ratio", "updates"),
-    [(512 / 1024, [1, 0, 1, 0, 1, 0]), (2.0, [1, 2, 2, 2]), (1.0, [1, 1, 1]), (0.25, [1, 0, 0, 0, 1, 0])],
+    ("per_step", "updates"),
+    [
+        (Fraction(512, 1024), [1, 0, 1, 0, 1, 0]),
+        (Fraction(2), [1, 2, 2, 2]),
+        (Fraction(1), [1, 1, 1]),
+        (Fraction(1, 4), [1, 0, 0, 0, 1, 0]),
+    ],
 )
-def test_updates_keep_their_ratio_to_steps(ratio, updates):
-    clock = Ratio(ratio)
-    assert [clock(step) for step in range(len(updates))] == updates
+def test_updates_keep_their_ratio_to_steps(per_step, updates):
+    due = TrainRatio(per_step)
+    assert [due(step) for step in range(len(updates))] == updates
 
 
 def test_a_small_ratio_is_due_every_32_steps():
-    clock = Ratio(32 / 1024)
-    assert [step for step in range(100) if clock(step)] == [0, 32, 64, 96]
+    due = TrainRatio(Fraction(32, 1024))
+    assert [step for step in range(100) if due(step)] == [0, 32, 64, 96]
 
 
-def test_the_clock_starts_when_training_does_and_owes_nothing_for_before():
-    clock = Ratio(1.0)
-    assert clock(1000) == 1 and clock(1001) == 1
+def test_counting_starts_when_training_does_and_owes_nothing_for_before():
+    due = TrainRatio(Fraction(1))
+    assert due(1000) == 1 and due(1001) == 1
 
 
-def test_several_environments_step_the_clock_at_once():
-    clock = Ratio(0.25)
-    assert [clock(step) for step in range(0, 48, 8)] == [1, 2, 2, 2, 2, 2]
+def test_several_environments_step_at_once():
+    due = TrainRatio(Fraction(1, 4))
+    assert [due(step) for step in range(0, 48, 8)] == [1, 2, 2, 2, 2, 2]
 
 
-@pytest.mark.parametrize("ratio", [0.1, 0.3, 1 / 3, 0.7, 3.3])
-def test_an_uneven_ratio_neither_loses_nor_gains_updates(ratio):
-    clock = Ratio(ratio)
-    assert sum(clock(step) for step in range(10_001)) == pytest.approx(1 + 10_000 * ratio, abs=1)
+@pytest.mark.parametrize(
+    "per_step", [Fraction(1, 10), Fraction(3, 10), Fraction(1, 3), Fraction(7, 10), Fraction(33, 10)]
+)
+def test_an_uneven_ratio_neither_loses_nor_gains_updates_though_it_is_stored_again_and_again(per_step):
+    due, updates = TrainRatio(per_step), []
+    for step in range(3001):
+        stored = due.state()
+        due = TrainRatio(per_step)
+        due.load_state(stored)
+        updates.append(due(step))
+    assert all(sum(updates[: step + 1]) == 1 + int(step * per_step) for step in range(3001))
+
+
+def test_another_ratio_counts_from_where_training_is():
+    due = TrainRatio(Fraction(1, 4))
+    assert [due(step) for step in range(3)] == [1, 0, 0]
+    later = TrainRatio(Fraction(1))
+    later.load_state(due.state())
+    assert [later(step) for step in range(3, 6)] == [3, 1, 1]
 
 
 def test_every_fires_once_per_multiple_that_is_passed():

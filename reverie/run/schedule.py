@@ -1,4 +1,4 @@
-"""When things are due: how many updates per step, duties every so many steps, and the wish to stop."""
+"""When things are due: so many updates per step, duties every so many steps, and the wish to stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from dataclasses import dataclass
+from fractions import Fraction
 from types import FrameType
 from typing import Any
 
@@ -18,21 +19,32 @@ HANG_UP = getattr(signal, "SIGHUP", None)
 SIGNALS = tuple(filter(None, (signal.SIGINT, signal.SIGTERM, HANG_UP)))
 
 
-class Ratio:
-    """How many updates are due, for a fixed number of updates per environment step; the first call owes one."""
+class TrainRatio:
+    """How many updates are due at a step, for so many updates per step of the agent; the first call owes one.
 
-    def __init__(self, ratio: float):
-        self.ratio = ratio
-        self.paid: float | None = None
-        """The step up to which updates were made."""
+    It counts in fractions, so that no update is lost or gained by rounding, nor by a resume.
+    """
+
+    def __init__(self, updates_per_step: Fraction):
+        self.updates_per_step = updates_per_step
+        self.trained_to: Fraction | None = None
+        """The step that the updates made so far belong to; None before the first one."""
 
     def __call__(self, step: int) -> int:
-        if self.paid is None:
-            self.paid = float(step)
+        if self.trained_to is None:
+            self.trained_to = Fraction(step)
             return 1
-        due = int((step - self.paid) * self.ratio)
-        self.paid += due / self.ratio
+        due = int((step - self.trained_to) * self.updates_per_step)
+        self.trained_to += due / self.updates_per_step
         return due
+
+    def state(self) -> str | None:
+        """All that must be stored: `trained_to` as text, for a number with a point would round it."""
+        return None if self.trained_to is None else str(self.trained_to)
+
+    def load_state(self, state: str | None) -> None:
+        """Takes over what `state` returned; the number of updates per step may be another one."""
+        self.trained_to = None if state is None else Fraction(state)
 
 
 @dataclass(frozen=True)
