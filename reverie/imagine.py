@@ -1,6 +1,6 @@
 """The dream: a behavior acts inside the world model, and nothing of it keeps a gradient.
 
-Policy and dynamics take turns step by step; the heads that judge the dream are evaluated once over all of its points.
+Policy and dynamics take turns step by step; reward and continue head are evaluated once over all points.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def imagine(
 ) -> Dream:
     """Rolls ``horizon`` steps from every start [N, ...] with sampled goals, actions and latents.
 
-    Every dream begins with a decision of the manager, if there is one; the last decision is only judged.
+    Every dream begins with a decision of the manager, if there is one; the last decision is never acted upon.
     """
     count, device, worker = start.deter.shape[0], start.deter.device, behavior.worker
     decisions, distribution = behavior.decisions(horizon), worker.distribution
@@ -93,8 +93,8 @@ def roll(
     tensors = *start.fields, action_noise, latent_noise, world.rssm.gates.bias
     states, supports = latent_noise.shape[:2].numel(), rssm_kernels.supports_dream
     if (isinstance(policy, MLP) and distribution.standard) and supports(world.sizes, states, policy.dense, *tensors):
-        return world.rssm.dream(policy, distribution, start, target, action_noise, latent_noise)
-    step = world.rssm.dreamer()
+        return world.rssm.imagine(policy, distribution, start, target, action_noise, latent_noise)
+    step = world.rssm.prior_step()
     latents, policies, actions = [start], [], []
     for t in range(len(latent_noise)):
         parameters, action = draw(policy, distribution, latents[t], target, action_noise[t])
@@ -133,7 +133,7 @@ def open_loop(
     batch, steps = first.shape
     latent_noise = torch.rand(batch, steps, world.sizes.stoch, generator=generator, device=first.device)
     seen = {key: value[:, :context] for key, value in obs.items()}
-    start, step = world.initial(batch), world.rssm.dreamer()
+    start, step = world.initial(batch), world.rssm.prior_step()
     observed = world.rssm.observe(
         world.encode(seen),
         previous_action[:, :context],

@@ -101,7 +101,7 @@ FLOOR = 1e-3
 """Norm below which a tensor of weights counts as this, so that zeros can grow."""
 
 
-def excess(gradients: list[Tensor], weights: list[Tensor], limit: float) -> Float[Tensor, "tensors"]:
+def agc_ratio(gradients: list[Tensor], weights: list[Tensor], limit: float) -> Float[Tensor, "tensors"]:
     """How many times each gradient's norm is what it may be, ``limit`` times its tensor's norm (Brock et al. 2021).
 
     One where it is less.
@@ -203,7 +203,7 @@ class Optimizer:
         finite = torch.isfinite(norm)
         go = finite if when is None else finite & when
         if self.options.agc:
-            ratio = excess(self.gradients, self.weights, self.options.agc)
+            ratio = agc_ratio(self.gradients, self.weights, self.options.agc)
             self.gradient.div_(ratio.repeat_interleave(self.lengths, output_size=len(self.gradient)))
         if self.options.clip:
             self.gradient.mul_((self.options.clip / self.gradient.norm()).clamp(max=1.0))

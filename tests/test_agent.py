@@ -141,7 +141,7 @@ def test_what_has_never_learned_is_finite_and_can_be_saved(hierarchy):
 @pytest.mark.parametrize(
     ("hierarchy", "fixed"),
     [
-        (FLAT, {"behavior.worker.entropy_weight", "behavior.worker.spread", "behavior.worker.started"}),
+        (FLAT, {"behavior.worker.entropy_weight", "behavior.worker.advantage_std", "behavior.worker.started"}),
         (PLANNED, {"behavior.worker.entropy_weight", "behavior.worker.started", "behavior.manager.started"}),
     ],
 )

@@ -69,7 +69,7 @@ def test_points_edges_and_rewards_of_a_dream_are_aligned(world, monkeypatch):
     def step(latent, action, uniform):
         return Latent(latent.deter + 1, latent.stoch, latent.logits)
 
-    monkeypatch.setattr(world.rssm, "dreamer", lambda: step)
+    monkeypatch.setattr(world.rssm, "prior_step", lambda: step)
     monkeypatch.setattr(world, "reward", lambda features: features[..., 0])
     monkeypatch.setattr(world, "continues", lambda features: features[..., 0])
     start = world.initial(2)
@@ -85,10 +85,10 @@ def test_points_edges_and_rewards_of_a_dream_are_aligned(world, monkeypatch):
 
 def test_every_imagined_latent_comes_from_the_prior_of_its_own_state(world, behavior, start):
     dream = imagine(world, behavior, start, HORIZON, seeded())
-    close(dream.latent.logits[:, 1:], world.rssm.predict(dream.latent.deter[:, 1:]))
+    close(dream.latent.logits[:, 1:], world.rssm.prior_logits(dream.latent.deter[:, 1:]))
     assert torch.equal(dream.latent.stoch.sum(-1), torch.ones(18, HORIZON + 1, 4))
     assert torch.equal(dream.latent.deter[:, 0], start.deter) and torch.equal(dream.latent.stoch[:, 0], start.stoch)
-    step = world.rssm.dreamer()
+    step = world.rssm.prior_step()
     for t in range(HORIZON):
         following = step(dream.latent.at(t), dream.action[:, t], uniform(18, 4))
         close(following.deter, dream.latent.deter[:, t + 1])

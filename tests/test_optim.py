@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.nets.layers import Linear, output_rows
-from reverie.optim import LARGEST_LOSS_SCALE, Optimizer, OptimizerOptions, adam, excess, laprop
+from reverie.optim import LARGEST_LOSS_SCALE, Optimizer, OptimizerOptions, adam, agc_ratio, laprop
 from reverie.types import StoredDataError
 from tests.core import close
 
@@ -68,7 +68,7 @@ def test_amplified_losses_give_the_same_update_and_yield_to_an_overflow():
 )
 def test_a_gradient_is_clipped_to_a_share_of_its_weights(weight, gradient, clipped):
     gradient = torch.tensor(gradient)
-    close(gradient / excess([gradient], [torch.tensor(weight)], 0.3), clipped, atol=1e-9)
+    close(gradient / agc_ratio([gradient], [torch.tensor(weight)], 0.3), clipped, atol=1e-9)
 
 
 def directions(kind, options: OptimizerOptions, gradients: list[float]) -> Tensor:

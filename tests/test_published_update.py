@@ -118,7 +118,7 @@ def test_three_updates_equal_one_backward_and_one_optimizer(observation, action:
     for (name, ours), theirs in zip(agents[0].state_dict().items(), agents[1].state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5, msg=lambda text, name=name: f"{name}: {text}")
         assert (ours - before[name]).abs().max() > 1e-4 or name.endswith(
-            ("return_low", "return_high", "spread", "started", "entropy_weight")
+            ("return_low", "return_high", "advantage_std", "started", "entropy_weight")
         ), name
 
 

@@ -88,7 +88,7 @@ class ActorCritic(nn.Module):
 
     return_low: Tensor
     return_high: Tensor
-    spread: Tensor
+    advantage_std: Tensor
     started: Tensor
     entropy_weight: Tensor
     bins: Tensor
@@ -122,7 +122,7 @@ class ActorCritic(nn.Module):
         self.register_buffer("started", torch.full((), float(count == 1 and self.floor >= 1.0)))
         self.register_buffer("return_low", torch.zeros(count))
         self.register_buffer("return_high", torch.zeros(count))
-        self.register_buffer("spread", torch.ones(()))
+        self.register_buffer("advantage_std", torch.ones(()))
         self.register_buffer("entropy_weight", torch.tensor(options.entropy))
         weights = [stream.weight for stream in streams.values()]
         self.register_buffer("weights", torch.tensor(weights), persistent=False)
@@ -139,7 +139,7 @@ class ActorCritic(nn.Module):
 
     @compiled
     def slow_value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
-        """The slow critic's opinion."""
+        """The same by the slow critic."""
         return two_hot.predict(self.slow_critic, inputs, self.bins)
 
     @compiled
@@ -170,8 +170,8 @@ class ActorCritic(nn.Module):
         advantage = (parts * self.weights).sum(-1)
         if len(self.streams) > 1:
             seen = masked_variance(advantage.flatten(), counted.flatten()).sqrt()
-            self.spread.lerp_(torch.where(counted.any() & seen.isfinite(), seen, self.spread), rate)
-            advantage = advantage / self.spread.clamp(min=1e-8)
+            self.advantage_std.lerp_(torch.where(counted.any() & seen.isfinite(), seen, self.advantage_std), rate)
+            advantage = advantage / self.advantage_std.clamp(min=1e-8)
         self.started.copy_(torch.where(counted.any(), 1.0, self.started))
         metrics = self._statistics(rollout, value, returns, parts, advantage)
         metrics |= {f"return_scale{suffix}": scale[i] for i, suffix in enumerate(self._suffixes())}

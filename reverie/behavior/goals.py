@@ -72,7 +72,7 @@ class GoalSpace(Motive):
 class AutoencoderGoals(GoalSpace):
     """Goals are states, compressed to groups of one-hots and painted from them (Director, Hafner et al. 2022).
 
-    The loss of a state x is ``sum_d (decode(encode(x)) - x)_d^2 + beta KL(encode(x) || uniform)``; beta is steered
+    The loss of a state x is ``sum_d (decode(encode(x)) - x)_d^2 + beta KL(encode(x) || uniform)``; beta is adapted
     until the KL is at its target.
     """
 
@@ -141,30 +141,30 @@ class SkillGoals(GoalSpace):
     def __init__(self, deter: int, units: int, skills: int, optimizer: OptimizerOptions | None = None):
         super().__init__(optimizer)
         self.distribution, self.target = OneHot(skills, 0.01), skills
-        self.guess = MLP(deter, units, LAYERS, skills)
+        self.discriminator = MLP(deter, units, LAYERS, skills)
 
     def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
         return Goal(code, code)
 
     def propose(self, deter: Float[Tensor, "N D"], uniform: Float[Tensor, "N Z"]) -> Goal:
-        return self.decode(self.distribution.sample(self.guess(deter), uniform))
+        return self.decode(self.distribution.sample(self.discriminator(deter), uniform))
 
     def reward(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
-        return (torch.log_softmax(self.guess(deter), -1) * target).sum(-1) + math.log(self.target)
+        return (torch.log_softmax(self.discriminator(deter), -1) * target).sum(-1) + math.log(self.target)
 
     def fit(self, target: Float[Tensor, "*batch W"], deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
         """The probability that the skill is guessed."""
-        return (torch.softmax(self.guess(deter), -1) * target).sum(-1)
+        return (torch.softmax(self.discriminator(deter), -1) * target).sum(-1)
 
     def novelty(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch"]:
-        """The entropy of the guess: states that no skill is known to reach."""
-        log_p = torch.log_softmax(self.guess(deter), -1)
+        """The entropy of the discriminator: states that no skill is known to reach."""
+        log_p = torch.log_softmax(self.discriminator(deter), -1)
         return -(log_p.exp() * log_p).sum(-1)
 
     def loss(
         self, explained: Explained, batch: Batch, dream: Dream, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        log_q = torch.log_softmax(self.guess(dream.latent.deter[:, 1:]), -1)
+        log_q = torch.log_softmax(self.discriminator(dream.latent.deter[:, 1:]), -1)
         skill = dream.target[:, :-1]
         accuracy = (log_q.argmax(-1) == skill.argmax(-1)).float().mean()
         return -(log_q * skill).sum(-1), {"goals/accuracy": accuracy}

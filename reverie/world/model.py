@@ -1,7 +1,7 @@
 """The world model: encoders, recurrent state-space model, decoders, and heads for reward and continuation.
 
 `MultimodalWorldModel.loss` explains a batch of replayed sequences (DreamerV3, section "World model learning");
-`RSSM.dreamer` dreams one step further.
+`RSSM.prior_step` dreams one step further.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ class MultimodalWorldModel(nn.Module):
     def explain(self, latent: Latent, batch: Batch) -> Losses:
         """How well the posterior [B, T] of a batch predicts all that was seen, and how surprising it was."""
         mixed = mixed_log_probs(latent.logits, self.options.unimix)
-        prior = mixed_log_probs(self.rssm.predict(latent.deter), self.options.unimix)
+        prior = mixed_log_probs(self.rssm.prior_logits(latent.deter), self.options.unimix)
         dynamics, representation = balanced_kl(mixed, prior, self.options.free_nats)
         features = latent.features
         alive = (~batch.terminal).float() * self.discount
@@ -212,7 +212,7 @@ class MultimodalWorldModel(nn.Module):
 
     def prior_mode(self, deter: Float[Tensor, "*batch D"]) -> Latent:
         """The latent that a deterministic state most likely stands for."""
-        logits = self.rssm.predict(deter)
+        logits = self.rssm.prior_logits(deter)
         return Latent(deter, one_hot(logits.argmax(-1), self.sizes.classes), logits)
 
     def show(self, latent: Latent) -> dict[str, Tensor]:

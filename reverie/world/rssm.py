@@ -118,12 +118,12 @@ class RSSM(nn.Module):
         latents: list[Latent] = []
         for t in range(tokens.shape[1]):
             kept, drive, offset, latent_noise = (whole[:, t] for whole in (keep, drives, offsets, uniform))
-            latents.append(self._see(deter, stoch, kept, drive, offset, latent_noise, weights, from_deter))
+            latents.append(self._posterior_step(deter, stoch, kept, drive, offset, latent_noise, weights, from_deter))
             deter, stoch = latents[t].deter, latents[t].stoch
         return stack(latents)
 
     @compiled
-    def _see(
+    def _posterior_step(
         self,
         deter: Float[Tensor, "B D"],
         stoch: Float[Tensor, "B S C"],
@@ -139,11 +139,11 @@ class RSSM(nn.Module):
         logits = self.groups(self.posterior_output(offset + F.linear(deter, from_deter)).float())
         return Latent(deter, self.sample(logits, uniform), logits)
 
-    def predict(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch S C"]:
+    def prior_logits(self, deter: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch S C"]:
         """The prior's logits: what the model expects before it sees."""
         return self.groups(self.prior(deter))
 
-    def dreamer(self) -> Callable[[Latent, Tensor, Tensor], Latent]:
+    def prior_step(self) -> Callable[[Latent, Tensor, Tensor], Latent]:
         """One step without an observation, with everything prepared that the steps of a dream share.
 
         The function takes a latent [N, ...], an action [N, A] and uniform numbers [N, S].
@@ -151,12 +151,12 @@ class RSSM(nn.Module):
         weights = self.weights()
 
         def step(latent: Latent, action: Tensor, uniform: Tensor) -> Latent:
-            return self._expect(latent.deter.contiguous(), latent.stoch.contiguous(), action, uniform, weights)
+            return self._prior_step(latent.deter.contiguous(), latent.stoch.contiguous(), action, uniform, weights)
 
         return step
 
     @compiled
-    def _expect(
+    def _prior_step(
         self,
         deter: Float[Tensor, "N D"],
         stoch: Float[Tensor, "N S C"],
@@ -164,12 +164,12 @@ class RSSM(nn.Module):
         uniform: Float[Tensor, "N S"],
         weights: CoreWeights,
     ) -> Latent:
-        """One step of `dreamer`."""
+        """One step of `prior_step`."""
         deter = self.core(deter, stoch, self.drive(action, weights), weights)
-        logits = self.predict(deter)
+        logits = self.prior_logits(deter)
         return Latent(deter, self.sample(logits, uniform), logits)
 
-    def dream(
+    def imagine(
         self,
         actor: MLP,
         distribution: ActionDistribution,
@@ -178,7 +178,7 @@ class RSSM(nn.Module):
         action_noise: Float[Tensor, "H N Z"],
         latent_noise: Float[Tensor, "H N S"],
     ) -> tuple[Latent, Float[Tensor, "N H P"], Float[Tensor, "N H A"]]:
-        """Many steps of `dreamer` with the actions of a policy between them, as one native call.
+        """Many steps of `prior_step` with the actions of a policy between them, as one native call.
 
         The policy sees ``target`` beside the features of every state.
         """

@@ -1,6 +1,6 @@
 """The loops of the recurrent state-space model as single calls of the native kernels.
 
-`observe` and `dream` compute what `RSSM.observe` and the steps of `RSSM.dreamer` do, sample for sample. On the way
+`observe` and `dream` compute what `RSSM.observe` and the steps of `RSSM.prior_step` do, sample for sample. On the way
 back the kernel returns the gradients of every layer's output; their products with the layers' inputs, done here for
 all steps at once, are the gradients of the matrices.
 """

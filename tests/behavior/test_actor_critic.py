@@ -165,7 +165,7 @@ def test_streams_count_by_weight_over_their_own_spread(floor, spread, errors, sc
     level = make(streams=STREAMS, return_floor=floor, return_rate=1e-9)
     level.return_low.zero_()
     level.return_high.copy_(torch.tensor(scales))
-    level.spread.fill_(spread)
+    level.advantage_std.fill_(spread)
     level.started.fill_(1.0)
     extrinsic, novelty = torch.tensor(errors).expand(2, 2).T
     close(level.compute_targets(two_streams(extrinsic, novelty)).advantage, torch.full((1, 2), advantage))
@@ -175,7 +175,7 @@ def test_one_dream_that_is_not_finite_leaves_every_scale_finite():
     level = make(streams=STREAMS)
     level.compute_targets(two_streams(torch.arange(8.0), torch.arange(8.0)))
     level.compute_targets(two_streams(torch.tensor([math.nan, *range(7)]), torch.arange(8.0)))
-    assert all(scale.isfinite().all() for scale in (level.return_low, level.return_high, level.spread))
+    assert all(scale.isfinite().all() for scale in (level.return_low, level.return_high, level.advantage_std))
 
 
 @pytest.mark.parametrize(("floor", "scale"), [(None, 0.9), (1.0, 1.0)])
@@ -186,11 +186,11 @@ def test_the_scales_of_several_streams_start_with_the_first_batch_and_are_averag
     close(level.return_low, [0.5, 0.05])
     close(level.return_high, [9.5, 0.95])
     expected = first.reward[0] @ torch.tensor([1 / 9.0, 0.1 / scale])
-    close(level.spread, expected.std())
+    close(level.advantage_std, expected.std())
     close(targets.advantage[0], expected / expected.std())
     level.compute_targets(two_streams(torch.zeros(101), torch.zeros(101)))
     close(level.return_high, [0.99 * 9.5, 0.99 * 0.95])
-    close(level.spread, 0.99 * expected.std())
+    close(level.advantage_std, 0.99 * expected.std())
 
 
 def test_advantages_of_several_streams_keep_their_mean():

@@ -104,17 +104,17 @@ def test_a_skill_pays_the_nats_by_which_the_state_gives_it_away():
     goals = SkillGoals(6, 4, 16)
     skill = goals.decode(torch.eye(16)[:3])
     assert torch.equal(skill.target, skill.code)
-    goals.guess = Always(torch.zeros(16))  # type: ignore[assignment]
+    goals.discriminator = Always(torch.zeros(16))  # type: ignore[assignment]
     close(goals.reward(skill.target, torch.randn(3, 6)), torch.zeros(3))
     close(goals.novelty(torch.randn(3, 6)), torch.full((3,), math.log(16)))
-    goals.guess = Always(1e3 * torch.eye(16)[1])  # type: ignore[assignment]
+    goals.discriminator = Always(1e3 * torch.eye(16)[1])  # type: ignore[assignment]
     close(goals.reward(skill.target, torch.randn(3, 6)), [math.log(16) - 1e3, math.log(16), math.log(16) - 1e3])
     close(goals.novelty(torch.randn(3, 6)), torch.zeros(3))
 
 
 def test_the_guess_learns_the_skill_that_was_in_force_when_the_state_was_reached():
     goals, code = SkillGoals(6, 4, 3), torch.eye(3).expand(4, 3, 3)  # skills 0 and 1; 2 is never acted upon
-    goals.guess = Always(torch.tensor([0.2, 0.3, 0.5]).log())  # type: ignore[assignment]
+    goals.discriminator = Always(torch.tensor([0.2, 0.3, 0.5]).log())  # type: ignore[assignment]
     loss, seen = goals.loss(explained(torch.randn(2, 6)), NO_BATCH, some_dream(code), torch.Generator())
     close(loss, -torch.tensor([0.2, 0.2, 0.3, 0.3]).log().expand(4, 4))
     assert seen["goals/accuracy"] == 0

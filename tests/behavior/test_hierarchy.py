@@ -35,7 +35,7 @@ from tests.core import (
     values,
 )
 
-SCALES = {"return_low", "return_high", "spread", "started"}
+SCALES = {"return_low", "return_high", "advantage_std", "started"}
 """What a level that rests keeps measuring."""
 LEARNED = {"actor", "critic", "slow_critic"}
 STEERED = LEARNED | {"entropy_weight"}

@@ -37,7 +37,7 @@ class Board(MultimodalWorldModel):
     def __init__(self) -> None:
         nn.Module.__init__(self)  # it has nothing to learn
         self.sizes = SimpleNamespace(stoch=1)  # type: ignore[assignment]
-        self.rssm = SimpleNamespace(dreamer=self.dreamer, gates=SimpleNamespace(bias=torch.zeros(1)))  # type: ignore[assignment]
+        self.rssm = SimpleNamespace(prior_step=self.prior_step, gates=SimpleNamespace(bias=torch.zeros(1)))  # type: ignore[assignment]
 
     def put_down(self, chance: Tensor) -> Tensor:
         """States [N, 72] in the cells that uniform numbers [N] choose."""
@@ -67,7 +67,7 @@ class Board(MultimodalWorldModel):
 
     # --- what a dream asks of a world model ---
 
-    def dreamer(self) -> Callable[[Latent, Tensor, Tensor], Latent]:
+    def prior_step(self) -> Callable[[Latent, Tensor, Tensor], Latent]:
         return lambda latent, action, chance: latent_of(self.move(latent.deter, action, chance[:, 0]))
 
     def continues(self, features: Tensor) -> Tensor:

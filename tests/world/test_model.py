@@ -123,7 +123,7 @@ def test_the_divergence_is_between_posterior_and_prior_of_the_same_step():
     shake(world)
     latent, _, losses = world.loss(make_batch(world), uniform(3, 6, 4))
     posterior = 0.99 * torch.softmax(latent.logits, -1) + 0.01 / 4
-    prior = 0.99 * torch.softmax(world.rssm.predict(latent.deter), -1) + 0.01 / 4
+    prior = 0.99 * torch.softmax(world.rssm.prior_logits(latent.deter), -1) + 0.01 / 4
     kl = (posterior * (posterior / prior).log()).sum((-1, -2))
     close(losses["dynamics"], kl.detach())
     close(losses["representation"], kl.detach())

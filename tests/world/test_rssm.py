@@ -77,7 +77,7 @@ def test_the_core_has_the_published_values(golden):
         [0.028764, -0.242108, 0.242872, -0.282898, 0.277995, -0.454710, 0.514203, -0.583952],
         **ROUNDED,
     )
-    prior = golden.predict(deter)[0]
+    prior = golden.prior_logits(deter)[0]
     close(prior, [[0.263553, -0.536860, -0.125211], [0.569125, -0.021447, -0.563599]], **ROUNDED)
 
 
@@ -86,7 +86,7 @@ def test_the_posterior_and_its_divergence_have_the_published_values(golden):
     latent = golden.observe(TOKENS[None], ACTION[None], still, DETER, STOCH, uniform(1, 1, 2)).at(0)
     close(latent.logits[0], [[0.661463, -0.197014, -0.610694], [0.354383, 0.519374, -0.488220]], **ROUNDED)
     close(latent.deter, core(golden, DETER, STOCH, ACTION))
-    logits = latent.logits, golden.predict(latent.deter)
+    logits = latent.logits, golden.prior_logits(latent.deter)
     for loss in balanced_kl(*(mixed_log_probs(logit, 0.01) for logit in logits), 0.0):
         close(loss[0], 0.118752, **ROUNDED)
 
@@ -166,9 +166,9 @@ def test_an_imagined_step_is_the_core_followed_by_the_prior(shaken):
     inputs = sequence()
     start = Latent(inputs["deter"], inputs["stoch"], torch.zeros(3, 2, 3))
     action, noise = inputs["previous_action"][:, 0], inputs["uniform"][:, 0]
-    latent = shaken.dreamer()(start, action, noise)
+    latent = shaken.prior_step()(start, action, noise)
     close(latent.deter, core(shaken, start.deter, start.stoch, action))
-    close(latent.logits, shaken.predict(latent.deter))
+    close(latent.logits, shaken.prior_logits(latent.deter))
     assert torch.equal(latent.stoch, shaken.sample(latent.logits, noise))
 
 
