@@ -6,9 +6,7 @@ that raises, hangs or is missing costs a warning and nothing else.
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 import os
 import socket
 import sys
@@ -24,6 +22,7 @@ from urllib.parse import urlsplit
 from torch import Tensor
 
 from reverie.config import LoggerOptions
+from reverie.run.rows import Rows
 
 HEADLINES = (
     "world/recon_loss",
@@ -57,11 +56,19 @@ class Tracker(Protocol):
 class Logger:
     """Writes what one run measures; see the module's docstring.
 
-    ``resume`` is the step that the run goes on from: rows after it are cut, so no step appears twice.
+    ``resume`` is the step that the run goes on from, and ``mark`` what `mark` returned there: rows written since are
+    cut, so none appears twice.
     """
 
-    def __init__(self, options: LoggerOptions, directory: Path, config: Mapping[str, Any], resume: int = 0):
-        self._rows = Rows(directory / "metrics.jsonl", resume)
+    def __init__(
+        self,
+        options: LoggerOptions,
+        directory: Path,
+        config: Mapping[str, Any],
+        resume: int = 0,
+        mark: Mapping[str, int] | None = None,
+    ):
+        self._rows = Rows(directory / "metrics.jsonl", resume, mark)
         self._trackers: list[Background] = []
         if options.tensorboard:
             self._trackers.append(Background("tensorboard", partial(TensorBoard, directory / "tensorboard", resume)))
@@ -83,6 +90,10 @@ class Logger:
         self._store(step, {"episode/return": float(episode_return), "episode/length": float(length)})
         log.info("Episode return: %s, length: %d", round(float(episode_return), 2), length)
 
+    def mark(self) -> dict[str, int]:
+        """Where ``metrics.jsonl`` ends now, and a digest of it: a checkpoint keeps them."""
+        return {"bytes": self._rows.size, "digest": self._rows.digest}
+
     def media(self, step: int, name: str, path: Path) -> None:
         """Shows a video or picture file to the trackers."""
         for tracker in self._trackers:
@@ -101,57 +112,6 @@ class Logger:
         self._rows.append(step, numbers)
         for tracker in self._trackers:
             tracker.put(lambda backend: backend.scalars(step, numbers))
-
-
-class Rows:
-    """An append-only file with one JSON object per line; a full disk costs rows, not the run."""
-
-    def __init__(self, path: Path, resume: int):
-        self._path = path
-        self._descriptor: int | None = None
-        self._warned = False
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-            os.ftruncate(self._descriptor, self._end(resume))
-        except OSError as error:
-            self._warn(error)
-
-    def append(self, step: int, numbers: Mapping[str, float]) -> None:
-        if self._descriptor is None:
-            return
-        plain = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        line = (json.dumps({"step": step, **plain}) + "\n").encode()
-        try:
-            end = os.fstat(self._descriptor).st_size
-            if os.write(self._descriptor, line) < len(line):
-                os.ftruncate(self._descriptor, end)
-                raise OSError(None, "the disk is full")
-        except OSError as error:
-            self._warn(error)
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-    def _end(self, resume: int) -> int:
-        """Where the good rows end: before a torn line and before the first row after ``resume``."""
-        end = 0
-        for line in self._path.read_bytes().splitlines(keepends=True):
-            try:
-                good = line.endswith(b"\n") and json.loads(line)["step"] <= resume
-            except (ValueError, KeyError, TypeError):
-                good = False
-            if not good:
-                break
-            end += len(line)
-        return end
-
-    def _warn(self, error: OSError) -> None:
-        if not self._warned:
-            log.warning("cannot write %s (%s); training goes on, rows are lost", self._path, error.strerror)
-        self._warned = True
 
 
 class Background:
@@ -249,15 +209,16 @@ class WeightsAndBiases:
             mode=mode,
             settings=settings,
         )
+        self._run.define_metric("*", step_metric="step")  # wandb's own step keeps one of the episodes that end at it
         if mode == "offline":
             log.info("wandb is offline; send the run later with: wandb sync %s", Path(self._run.dir).parent)
 
     def scalars(self, step: int, metrics: dict[str, float]) -> None:
-        self._run.log(metrics, step=step)
+        self._run.log({"step": step, **metrics})
 
     def media(self, step: int, name: str, path: Path) -> None:
         kind = self._wandb.Image if path.suffix in (".webp", ".png") else self._wandb.Video
-        self._run.log({name: kind(str(path))}, step=step)
+        self._run.log({"step": step, name: kind(str(path))})
 
     def close(self) -> None:
         self._run.finish()

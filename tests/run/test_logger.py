@@ -79,6 +79,50 @@ def test_resuming_cuts_rows_after_the_step_and_a_torn_last_line(tmp_path):
     assert [(row["step"], row["x"]) for row in rows(tmp_path)] == [(1, 1), (2, 2), (3, 30)]
 
 
+def test_rows_of_one_step_are_cut_at_the_mark(tmp_path):
+    log = Logger(QUIET, tmp_path, {})
+    log.write(1, {"x": 1.0})
+    log.write(2, {"x": 2.0})
+    mark = log.mark()
+    log.episode(2, 5.0, 7)  # lost with the process
+    log.write(3, {"x": 3.0})
+    log.close()
+    log = Logger(QUIET, tmp_path, {}, 2, mark)
+    assert log.mark() == mark
+    log.episode(2, 5.0, 7)
+    log.close()
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("line", [b"", b"dust", b"\xff\xff", b"[1]", b'{"step": "x"}', b'{"x": 1}', b"[" * 100_000])
+def test_a_bad_line_costs_no_other_line_and_is_counted(tmp_path, caplog, line):
+    log = Logger(QUIET, tmp_path, {})
+    for step in (1, 2, 3):
+        log.write(step, {"x": float(step)})
+    mark = log.mark()
+    log.write(4, {"x": 4.0})
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    first, _, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + line + b"\n" + b"".join(others))
+    log = Logger(QUIET, tmp_path, {}, 3, mark)
+    log.write(4, {"x": 40.0})
+    log.close()
+    assert [(row["step"], row["x"]) for row in rows(tmp_path)] == [(1, 1), (3, 3), (4, 40)]
+    assert "not what it was at the checkpoint: 3 of its 4 rows can be read and are kept" in caplog.text
+
+
+def test_a_number_that_changed_is_noticed(tmp_path, caplog):
+    log = Logger(QUIET, tmp_path, {})
+    log.write(1, {"x": 1.5})
+    mark = log.mark()
+    log.close()
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b"1.5", b"9.5"))
+    Logger(QUIET, tmp_path, {}, 1, mark).close()
+    assert "not what it was at the checkpoint" in caplog.text
+
+
 def test_a_line_that_was_torn_after_the_resumed_step_is_dropped(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}')
     Logger(QUIET, tmp_path, {}, resume=5).close()
@@ -232,7 +276,8 @@ def fake_wandb(known: bool) -> types.ModuleType:
     wandb.Video = lambda path: ("video", path)  # type: ignore[attr-defined]
     wandb.Image = lambda path: ("image", path)  # type: ignore[attr-defined]
     run = types.SimpleNamespace(dir="wandb/run/files", finish=lambda: wandb.logs.append("finish"))  # type: ignore
-    run.log = lambda values, step: wandb.logs.append((step, values))  # type: ignore[attr-defined]
+    run.log = wandb.logs.append  # type: ignore[attr-defined]
+    run.define_metric = lambda name, step_metric: wandb.logs.append((name, step_metric))  # type: ignore[attr-defined]
     wandb.init = lambda **options: (wandb.inits.append(options), run)[1]  # type: ignore[attr-defined]
     return wandb
 
@@ -261,16 +306,19 @@ def test_the_mode_of_wandb_is_decided_before_it_starts(tmp_path, monkeypatch, re
     if chosen:
         monkeypatch.setenv("WANDB_MODE", chosen)
     log = Logger(LoggerOptions(tensorboard=False, wandb=True), tmp_path / "my-run", {"seed": 3})
-    log.write(1, {"x": 1.0})
+    for total in (5.0, 6.0):  # two environments at once
+        log.episode(1, total, 7)
     log.media(2, "dream", tmp_path / "a.mp4")
     log.media(3, "dream", tmp_path / "a.webp")
     log.close()
     (options,) = wandb.inits
     assert (options["mode"], options["id"], options["config"]) == (mode, "my-run", {"seed": 3})
     assert wandb.logs == [
-        (1, {"x": 1.0}),
-        (2, {"dream": ("video", str(tmp_path / "a.mp4"))}),
-        (3, {"dream": ("image", str(tmp_path / "a.webp"))}),
+        ("*", "step"),
+        {"step": 1, "episode/return": 5.0, "episode/length": 7.0},
+        {"step": 1, "episode/return": 6.0, "episode/length": 7.0},
+        {"step": 2, "dream": ("video", str(tmp_path / "a.mp4"))},
+        {"step": 3, "dream": ("image", str(tmp_path / "a.webp"))},
         "finish",
     ]
 
