@@ -6,6 +6,7 @@ background thread, one batch ahead.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ import torch
 from jaxtyping import Float, Shaped
 from pydantic import Field
 
-from reverie.replay.chunks import Columns, row_bytes, unknown
+from reverie.replay.chunks import Columns, chunk_paths, row_bytes, unknown
+from reverie.replay.journal import generations
 from reverie.replay.store import ChunkStore
 from reverie.replay.windows import Plan, gather, gather_context, plan
 from reverie.types import (
@@ -35,6 +37,9 @@ from reverie.types import (
 
 AGE_RATE = 0.05
 """How fast the mean age of sampled rows follows the newest batch."""
+
+
+logger = logging.getLogger(__name__)
 
 
 class ReplayOptions(Options):
@@ -239,8 +244,15 @@ class SequenceReplayBuffer:
         self._pending = self._schedule(windows) if windows and windows.starts else None
 
     @staticmethod
-    def fork(source: Path, destination: Path) -> None:
-        """Copies a stored replay, so that another run can load any of its states and leave the original as it is.
+    def is_named(directory: Path) -> bool:
+        """Whether a checkpoint that was committed names rows in a directory."""
+        return max(generations(directory), default=0) > 1  # the first journal is older than the first checkpoint
+
+    @staticmethod
+    def fork(source: Path, destination: Path, state: dict) -> dict:
+        """Copies a stored replay, so that another run can load ``state`` and leave the original as it is.
+
+        Returns the state without chunks that are no longer there, as a full replay evicts them; a warning counts them.
 
         Raises:
             StoredDataError: there is no replay at ``source``.
@@ -248,6 +260,12 @@ class SequenceReplayBuffer:
         if not source.is_dir():
             raise StoredDataError(f"{source}: there is no replay to go on from; restore the folder, or start a new run")
         shutil.copytree(source, destination, ignore=shutil.ignore_patterns("*.bad"))
+        chunks = state["store"]["chunks"]
+        present = [item for item in chunks if chunk_paths(destination, item["number"])[0].exists()]
+        if evicted := len(chunks) - len(present):
+            logger.warning("%s: %d of %d chunks were evicted since this checkpoint; going on with the others",
+                           source, evicted, len(chunks))  # fmt: skip
+        return state | {"store": state["store"] | {"chunks": present}}
 
     def close(self) -> None:
         """Ends the background thread."""

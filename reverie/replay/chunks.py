@@ -76,6 +76,12 @@ def _map(path: Path, columns: Columns, rows: int) -> dict[str, np.ndarray]:
     }
 
 
+def chunk_paths(directory: Path, number: int) -> tuple[Path, Path]:
+    """The files of observations and of latents of a chunk."""
+    stem = f"{number:08d}"
+    return directory / f"{stem}.rows", directory / f"{stem}.latents"
+
+
 class Chunk:
     """Rows ``start .. start + rows - 1`` of a stream. The row at ``index`` has the id ``number * size + index``.
 
@@ -98,8 +104,7 @@ class Chunk:
     @property
     def paths(self) -> tuple[Path, Path]:
         """The files of observations and of latents."""
-        stem = f"{self.number:08d}"
-        return self.directory / f"{stem}.rows", self.directory / f"{stem}.latents"
+        return chunk_paths(self.directory, self.number)
 
     @property
     def end(self) -> int:

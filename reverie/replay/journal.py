@@ -87,4 +87,9 @@ class Journal:
         return self.directory / f"undo-{generation:08d}.bin"
 
     def _generations(self) -> list[int]:
-        return [int(path.stem.removeprefix("undo-")) for path in self.directory.glob("undo-*.bin")]
+        return generations(self.directory)
+
+
+def generations(directory: Path) -> list[int]:
+    """Of which checkpoints there are journals in a directory."""
+    return [int(path.stem.removeprefix("undo-")) for path in directory.glob("undo-*.bin")]

@@ -36,7 +36,7 @@ TRAILER = len(MARK) + 64
 
 SECTIONS = {
     *("config", "directory", "global_step", "updates", "seconds", "episodes_collected", "best_return"),
-    *("metrics_history", "trained_to", "collector", "replay", "threads"),
+    *("metrics_history", "trained_to", "collector", "replay", "threads", "entropy", "sums", "metrics"),
 }
 """What a run stores beside its agent."""
 

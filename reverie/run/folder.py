@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from reverie.config import Config
-from reverie.types import ConfigError, ReverieError
+from reverie.replay import SequenceReplayBuffer
+from reverie.types import ConfigError, ReverieError, StoredDataError
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +47,59 @@ def lock(folder: Path) -> IO[str]:
     return file
 
 
-def fresh_name(config: Config) -> str:
-    """For a new run: environment, date and seed; a number more if such a run exists."""
+def claim(config: Config, name: str | None) -> Path:
+    """The folder of a new run: ``name``, or made here from environment, date and seed, and a number if that is taken.
+
+    Whoever makes a folder owns it: no two runs that begin in one second get the same.
+    """
+    directory = Path(config.run.directory)
+    if name is not None:
+        return directory / name
     place = "".join(letter if letter.isalnum() or letter in "-_" else "-" for letter in config.env.name)
-    name = f"{place}-{time.strftime('%Y%m%d-%H%M%S')}-{config.run.seed}"
-    taken = sum(1 for _ in Path(config.run.directory).glob(f"{name}*"))
-    return f"{name}-{taken + 1}" if taken else name
+    made = f"{place}-{time.strftime('%Y%m%d-%H%M%S')}-{config.run.seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in itertools.count(1):
+        folder = directory / (made if number == 1 else f"{made}-{number}")
+        with suppress(FileExistsError):
+            folder.mkdir()
+            return folder
+    raise AssertionError("there is always another number")
+
+
+def refuse_occupied(folder: Path) -> None:
+    """Raises StoredDataError where a folder has a checkpoint of a run, or the replay of one that lost its own."""
+    checkpoints = folder / "checkpoints"
+    for name in ("latest.pt", "previous.pt", "best_model.pt"):
+        if (checkpoints / name).exists():
+            source = checkpoints / ("best_model.pt" if name == "best_model.pt" else "latest.pt")
+            raise StoredDataError(
+                f"{folder} holds another run; resume it with --checkpoint {source}, or choose another run.name"
+            )
+    if SequenceReplayBuffer.is_named(folder / "replay"):
+        raise StoredDataError(
+            f"{folder} holds the replay of another run, whose checkpoints are gone; restore them to resume it, remove "
+            "the folder, or choose another run.name"
+        )
+
+
+def branch(config: Config, path: Path, state: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """A new folder with a copy of the replay that the checkpoint at ``path`` names, and the state that belongs to it.
+
+    Raises StoredDataError where the folder that the user chose has a run already.
+    """
+    chosen = config.run.name if config.run.name != state["config"]["run"]["name"] else None
+    fresh = claim(config, chosen)
+    refuse_occupied(fresh)
+    log.info("%s is not the end of its run: going on in a new one, %s", path, fresh)
+    origins = path.resolve().parents[1], Path(state["directory"])  # a run may be moved, a checkpoint be copied away
+    origin = next((origin / "replay" for origin in origins if (origin / "replay").is_dir()), None)
+    dropped = {"metrics"}  # the rows so far are the old run's
+    if origin is None:
+        log.warning("%s is gone: going on with an empty replay", origins[-1] / "replay")
+        dropped |= {"replay", "collector"}
+    else:
+        state = state | {"replay": SequenceReplayBuffer.fork(origin, fresh / "replay", state["replay"])}
+    return fresh, {name: value for name, value in state.items() if name not in dropped}
 
 
 def keep_identity(config: Config, old: Mapping[str, Any], latest: Path) -> None:

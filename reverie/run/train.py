@@ -28,7 +28,7 @@ from reverie.run.checkpoint import DivergenceError
 from reverie.run.collect import Collector
 from reverie.run.device import choose_device, set_up, warn_of_precision
 from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, show_goals
-from reverie.run.folder import fresh_name, keep_identity, lock
+from reverie.run.folder import branch, claim, keep_identity, lock, refuse_occupied
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
 from reverie.run.schedule import Every, Interruption, TrainRatio
@@ -49,7 +49,6 @@ class DreamerV3Trainer:
 
     def __init__(self, config: Config, folder: Path | None = None, state: Mapping[str, Any] | None = None):
         self.config, run = config, config.run
-        self.folder = folder or Path(run.directory) / (run.name or fresh_name(config))
         self.step = self.updates = self.episodes = 0
         self.seconds = 0.0  # spent on training, evaluations left out
         self.best_return: float | None = None
@@ -58,11 +57,11 @@ class DreamerV3Trainer:
         self._sums: Metrics = {}
         self._summed = 0
         with ExitStack() as resources:  # whatever fails from here on, nothing stays open
-            self._open(resources, state)
+            self._open(resources, folder, state)
             self.close = resources.pop_all().close
         self.progress = Progress(run.steps, self.step)
 
-    def _open(self, resources: ExitStack, state: Mapping[str, Any] | None) -> None:
+    def _open(self, resources: ExitStack, folder: Path | None, state: Mapping[str, Any] | None) -> None:
         """Takes the folder, starts environments and replay, and goes back to ``state``."""
         run = self.config.run
         device = choose_device(run.device)
@@ -71,12 +70,10 @@ class DreamerV3Trainer:
         config = self.config = self.config.model_copy(update={"env": with_mode(self.config.env)})
         self.envs = make_vector(config.env, run.seed)  # before the folder is: a wrong name leaves nothing behind
         resources.callback(self.envs.close)
+        self.folder = folder or claim(config, run.name)
         resources.enter_context(lock(self.folder))
-        latest = self.folder / "checkpoints" / "latest.pt"
-        if state is None and latest.exists():
-            raise StoredDataError(
-                f"{self.folder} holds another run; resume it with --checkpoint {latest}, or choose another run.name"
-            )
+        if state is None:
+            refuse_occupied(self.folder)
         spaces = self.envs.observation, self.envs.action
         self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
         self.agent.compiles = compilation.repays(
@@ -94,7 +91,8 @@ class DreamerV3Trainer:
         if state is not None:
             self._restore(state)
         (self.folder / "config.json").write_text(configuration.dump(config))
-        self.logger = Logger(config.logger, self.folder, config.model_dump(mode="json"), resume=self.step)
+        mark = None if state is None else state.get("metrics")
+        self.logger = Logger(config.logger, self.folder, config.model_dump(mode="json"), self.step, mark)
         resources.callback(self.logger.close)
 
     @classmethod
@@ -123,19 +121,8 @@ class DreamerV3Trainer:
         if own:
             keep_identity(config, state["config"]["run"], real)
             return cls(config, folder, state)
-        chosen = config.run.name if config.run.name != state["config"]["run"]["name"] else None
-        fresh, replay = (
-            Path(config.run.directory) / (chosen or fresh_name(config)),
-            Path(state["directory"]) / "replay",
-        )
         make(config.env).close()  # before the folder is: a wrong name leaves nothing behind
-        log.info("%s is not the end of its run: going on in a new one, %s", path, fresh)
-        if replay.is_dir():
-            SequenceReplayBuffer.fork(replay, fresh / "replay")
-        else:
-            log.warning("%s is gone: going on with an empty replay", replay)
-            state = {name: value for name, value in state.items() if name not in ("replay", "collector")}
-        return cls(config, fresh, state)
+        return cls(config, *branch(config, path, state))
 
     # --- the loop ---
 
@@ -186,11 +173,12 @@ class DreamerV3Trainer:
             self._log()
 
     def _collect(self) -> None:
-        for episode in self.collector.step():
+        ended = self.collector.step()
+        self.step += self.envs.size
+        for episode in ended:
             self.episodes += 1
             self.logger.episode(self.step, episode.total, episode.length)
             self.progress.episode(episode.total)
-        self.step += self.envs.size
 
     def learn(self) -> None:
         """One update from replay, which has to be ready."""
@@ -289,6 +277,9 @@ class DreamerV3Trainer:
             "best_return": self.best_return,
             "metrics_history": self.history,
             "trained_to": self.updates_due.state(),
+            "entropy": {level.name: level.options.entropy for level in self.agent.behavior.levels},
+            "sums": {"of": self._summed, "metrics": {name: float(value) for name, value in self._sums.items()}},
+            "metrics": self.logger.mark(),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
             "threads": torch.get_num_threads(),
@@ -304,6 +295,12 @@ class DreamerV3Trainer:
         self.seconds = state["seconds"]
         self.best_return, self.history = state["best_return"], list(state["metrics_history"])
         self.updates_due.load_state(state["trained_to"])
+        self._summed, sums = state["sums"]["of"], state["sums"]["metrics"]
+        self._sums = {name: torch.tensor(value) for name, value in sums.items()}
+        for level in self.agent.behavior.levels:
+            if level.options.entropy != state["entropy"].get(level.name):
+                level.entropy_weight.fill_(level.options.entropy)
+                log.info("%s: the weight of the entropy is %g from here on", level.name, level.options.entropy)
         try:
             if "replay" in state:
                 self.replay.load_state_dict(state["replay"])

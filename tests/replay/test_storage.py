@@ -259,7 +259,7 @@ def test_a_fork_is_loaded_without_touching_the_original(tmp_path):
     source.state_dict()
     source.commit()
     before = sorted((path.name, path.read_bytes()) for path in (tmp_path / "source").iterdir())
-    source.fork(tmp_path / "source", tmp_path / "fork")
+    assert source.fork(tmp_path / "source", tmp_path / "fork", state) == state
     forked = make(tmp_path / "fork")
     forked.load_state_dict(state)
     fill(forked, 50, 60)
@@ -267,7 +267,28 @@ def test_a_fork_is_loaded_without_touching_the_original(tmp_path):
     check(forked.sample())
     assert sorted((path.name, path.read_bytes()) for path in (tmp_path / "source").iterdir()) == before
     with pytest.raises(StoredDataError, match="no replay to go on from"):
-        source.fork(tmp_path / "nowhere", tmp_path / "other")
+        source.fork(tmp_path / "nowhere", tmp_path / "other", state)
+    forked.close()
+    source.close()
+
+
+def test_a_fork_goes_on_without_the_chunks_that_were_evicted_since(tmp_path, caplog):
+    source = make(tmp_path / "source", capacity=160, chunk=8)
+    fill(source, 0, 70)
+    state = source.state_dict()
+    source.commit()
+    for begin in (70, 90):
+        fill(source, begin, begin + 20)
+        source.state_dict()
+        source.commit()
+    state = source.fork(tmp_path / "source", tmp_path / "fork", state)
+    assert "chunks were evicted since this checkpoint; going on with the others" in caplog.text
+    forked = make(tmp_path / "fork", capacity=160, chunk=8)
+    forked.load_state_dict(state)
+    assert 0 < len(forked) < 140
+    fill(forked, 70, 100)
+    for _ in range(40):
+        check(forked.sample())
     forked.close()
     source.close()
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from reverie.config import Config
 from reverie.env import ENVIRONMENTS
 from reverie.run import checkpoint, train
 from reverie.run.checkpoint import DivergenceError
+from reverie.run.folder import claim
 from reverie.run.train import DreamerV3Trainer
 from reverie.types import Batch, Carry, ReverieError, Step, StoredDataError
 from tests.counting import create_counting
@@ -98,6 +100,10 @@ MANAGED = {"hierarchy": {"enabled": True, "period": 2, "goal_warmup": 1, "goal_m
 """Changes of `TINY` for a manager over the worker."""
 
 
+ELSEWHERE = {"seconds", "directory", "config", "replay", "metrics"}
+"""What differs where a run ended on its way: `rows` compares the replay, and whoever ends writes a row of metrics."""
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"behavior": {"epochs": 1, "minibatches": 1}}, {"behavior": {"epochs": 2, "minibatches": 2}}, MANAGED],
@@ -114,7 +120,7 @@ def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(tmp_path,
     assert middle["global_step"] == 100 and middle["updates"] > 0
     assert digest(middle["model_state"]) != digest(whole["model_state"])
     for key in whole:
-        assert digest(whole[key]) == digest(parts[key]) or key in ("seconds", "directory", "config", "replay"), key
+        assert digest(whole[key]) == digest(parts[key]) or key in ELSEWHERE, key
     trainers = [DreamerV3Trainer.resume(tmp_path / name / "run/checkpoints/latest.pt") for name in ("whole", "parts")]
     first, second = map(rows, trainers)
     assert first == second
@@ -224,6 +230,88 @@ def test_a_run_folder_is_not_overwritten(tmp_path):
     DreamerV3Trainer(make_config(tmp_path, run={"steps": 8})).train()
     with pytest.raises(ReverieError, match="resume it with --checkpoint"):
         DreamerV3Trainer(make_config(tmp_path))
+
+
+@pytest.mark.parametrize("left", ["previous.pt", "best_model.pt", None])
+def test_a_run_folder_without_its_latest_checkpoint_is_not_overwritten_either(tmp_path, left):
+    DreamerV3Trainer(make_config(tmp_path, run={"checkpoint_every": 40})).train()
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        if path.name != left:
+            path.unlink()
+    before = sorted(path.name for path in (tmp_path / "run" / "replay").iterdir())
+    with pytest.raises(StoredDataError, match="resume it with --checkpoint" if left else "whose checkpoints are gone"):
+        DreamerV3Trainer(make_config(tmp_path))
+    assert sorted(path.name for path in (tmp_path / "run" / "replay").iterdir()) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_again(tmp_path):
+    doomed = DreamerV3Trainer(make_config(tmp_path))
+    for _ in range(5):
+        doomed.advance()
+    doomed.close()
+    DreamerV3Trainer(make_config(tmp_path)).train()
+    assert final_state(tmp_path)["global_step"] == 160
+
+
+def test_runs_that_begin_in_one_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "strftime", lambda _: "20260101-000000")
+    config = make_config(tmp_path, run={"name": None})
+    claimed = [claim(config, None) for _ in range(3)]
+    assert len(set(claimed)) == 3 and all(folder.is_dir() for folder in claimed)
+
+
+@pytest.mark.parametrize("name", ["latest.pt", "best_model.pt"])
+def test_a_run_that_was_moved_goes_on(parts, tmp_path, caplog, name):
+    shutil.move(parts / "run", tmp_path / "elsewhere")
+    again = DreamerV3Trainer.resume(tmp_path / "elsewhere" / "checkpoints" / name, ["run.steps=120"])
+    assert len(again.replay) == again.step == 100
+    again.close()
+    assert "is gone" not in caplog.text
+
+
+def test_a_checkpoint_that_was_copied_away_finds_the_replay_of_its_run(tmp_path, caplog):
+    DreamerV3Trainer(make_config(tmp_path, run={"steps": 40})).train()
+    copy = shutil.copy(tmp_path / "run" / "checkpoints" / "latest.pt", tmp_path / "copy.pt")
+    again = DreamerV3Trainer.resume(Path(copy))
+    assert len(again.replay) == 40 and again.folder != tmp_path / "run"
+    again.close()
+
+
+def test_a_row_is_written_once_however_often_a_run_is_killed(tmp_path):
+    """Rows of means cover all updates since the row before, whether they were made before a kill or after it."""
+    every = {"run": {"checkpoint_every": 60, "log_every": 50}}
+    DreamerV3Trainer(make_config(tmp_path / "whole", **every)).train()
+    doomed = DreamerV3Trainer(make_config(tmp_path / "parts", **every))
+    latest = tmp_path / "parts" / "run" / "checkpoints" / "latest.pt"
+    for checkpointed, killed in ((60, 70), (120, 134)):
+        while doomed.step < killed:
+            doomed.advance()
+            if doomed.step == checkpointed:
+                doomed.save()
+        doomed.close()
+        doomed = DreamerV3Trainer.resume(latest)
+        assert doomed.step == checkpointed
+    doomed.train()
+    whole, parts = ((tmp_path / name / "run" / "metrics.jsonl").read_text() for name in ("whole", "parts"))
+    assert whole == parts
+    assert "episode/return" in whole and "world/recon_loss" in whole
+
+
+@pytest.mark.parametrize("target", [None, 0.5])
+def test_a_weight_of_the_entropy_that_is_given_on_resume_counts(parts, target):
+    latest = parts / "run" / "checkpoints" / "latest.pt"
+    change = [] if target is None else [f"behavior.entropy_target={target}"]
+    same = DreamerV3Trainer.resume(latest, change)
+    (level,) = same.agent.behavior.levels
+    before = level.entropy_weight.item()
+    assert before == pytest.approx(level.options.entropy)
+    level.entropy_weight.fill_(0.5)  # as if it had been adapted
+    same.save()
+    same.close()
+    for overrides, weight in ((change, 0.5), ([*change, "behavior.entropy=0.01"], 0.01)):
+        again = DreamerV3Trainer.resume(latest, overrides)
+        assert again.agent.behavior.levels[0].entropy_weight.item() == pytest.approx(weight)
+        again.close()
 
 
 def test_two_processes_cannot_train_in_one_folder(tmp_path):
