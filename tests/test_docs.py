@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from reverie import cli, config, trees
+from reverie.aliases import FLAT, RENAMED
 from reverie.presets import FOLDER, PRESETS
 from reverie.run.grid import axes
 
@@ -134,11 +135,21 @@ def test_pages_of_use_show_commands() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_options_exist_and_take_the_quoted_value(page: str) -> None:
-    known = {*config.keys(config.Config), *config.FLAT}
+    known = {*config.keys(config.Config), *FLAT, *(RENAMED if page == "docs/configuration.md" else ())}
     for key, value in options(read(page)):
         assert key in known, key
         if value and not value.startswith("=["):
             config.change({}, [key + value])
+
+
+def test_every_other_name_of_an_option_is_in_its_table() -> None:
+    page = read("docs/configuration.md")
+    for short, key in FLAT.items():
+        assert f"| `{short}` | `{key}` |" in page
+    for old, new in RENAMED.items():
+        assert re.search(
+            rf"^\| `{re.escape(old)}`.* \| .*`{re.escape(re.findall(r'[a-z]+[.][a-z_]+', new)[0])}`", page, re.MULTILINE
+        )
 
 
 @pytest.mark.parametrize("page", PAGES)
