@@ -56,7 +56,7 @@ class AgentOptions(Options):
     """Fuse what an update computes with torch's compiler; `auto` does in long runs, but not beside native kernels.
     `graphs` also launches what it made as CUDA graphs, on a GPU."""
 
-    horizon: int = Field(default=15, ge=1)
+    horizon: int = Field(default=15, ge=1, le=10_000)
     """Imagined steps of every dream."""
     starts: int = Field(default=0, ge=0)
     """Dreams begin at this many last steps of each sequence; 0 means at all of them."""

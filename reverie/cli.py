@@ -144,11 +144,22 @@ class _Parser(argparse.ArgumentParser):
 
 def _at_least(smallest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        if int(text) < smallest:
+        value = _whole(text)
+        if value < smallest:
             raise argparse.ArgumentTypeError(f"{text} should be at least {smallest}")
-        return int(text)
+        return value
 
     return number
+
+
+def _whole(text: str) -> int:
+    """A whole number, which may be written as 1e3."""
+    try:
+        return int(text)
+    except ValueError:
+        if "." in text or not float(text).is_integer():
+            raise argparse.ArgumentTypeError(f"{text} should be a whole number") from None
+        return int(float(text))
 
 
 def _add_config_flags(command: argparse.ArgumentParser) -> None:
@@ -159,8 +170,8 @@ def _add_config_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--env", help="environment: a Gymnasium id, suite/task, module:callable or module:id")
     _add_code_flags(command)
     command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
-    command.add_argument("--steps", type=int, help="steps of the agent, all environments together")
-    command.add_argument("--seed", type=int)
+    command.add_argument("--steps", type=_at_least(1), help="steps of the agent, all environments together")
+    command.add_argument("--seed", type=_at_least(0))
     command.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     command.add_argument("overrides", nargs="*", metavar="section.key=value")
 

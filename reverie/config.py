@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -24,13 +25,17 @@ from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.env import EnvOptions
 from reverie.presets import locate
 from reverie.replay import ReplayOptions
-from reverie.strict_json import parse
+from reverie.strict_json import parse, plain, read_file
 from reverie.trees import children, find, join, put, show
 from reverie.trust import refuse_code
 from reverie.types import ConfigError, Options
 from reverie.world.model import WorldOptions
 
-LARGEST_FILE = 1_000_000
+LARGEST_NUMBER, LARGEST_COUNT = 1e9, 10**15
+"""What no option needs to exceed: numbers are squared in single precision, and steps are added up."""
+
+LONGEST_NAME = 100
+"""Bytes of a run's name; the trial of a sweep adds some."""
 
 MOST_UPDATES = 64
 """Per step of the agent; more would be a mistake."""
@@ -42,10 +47,18 @@ def _known_device(name: str) -> str:
     return name
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"[^\W_][\w.=,-]*", name) or len(name.encode()) > LONGEST_NAME:
+        raise ValueError(
+            f"should be letters, digits and . _ = , - (at most {LONGEST_NAME} bytes), a letter or digit first"
+        )
+    return name
+
+
 class RunOptions(Options):
     """How long to train, on what, and how often to look and to save."""
 
-    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,-]*$", max_length=100)
+    name: Annotated[str, AfterValidator(_folder_name)] | None = None
     """The run's folder inside `directory`; made from environment, date and seed when left out."""
     directory: str = Field(default="runs", min_length=1)
     """Where the folders of all runs are kept."""
@@ -113,6 +126,7 @@ class Config(Options):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
+        self._has_no_immense_number()
         replay, starts = self.replay, self.agent.starts
         needed = replay.least_capacity(self.env.envs)
         if replay.capacity < needed:
@@ -134,6 +148,13 @@ class Config(Options):
         if self.run.target_return is not None and not self.run.evaluate_every:
             raise ConfigError("run.target_return needs evaluations; set run.evaluate_every above 0")
         return self
+
+    def _has_no_immense_number(self) -> None:
+        for key in keys(type(self)):
+            value = reduce(getattr, key.split("."), self)
+            limit = LARGEST_NUMBER if isinstance(value, float) else LARGEST_COUNT
+            if isinstance(value, float | int) and abs(value) > limit:
+                raise ConfigError(f"{key} = {value}: should be at most {limit:g}")
 
     def _levels_fit_together(self, steps: int) -> None:
         hierarchy, horizon = self.hierarchy, self.agent.horizon
@@ -188,11 +209,23 @@ def change(
 
 
 def build(tree: Mapping[str, Any]) -> Config:
-    """The Config that nested plain values describe. Raises ConfigError."""
+    """The Config that nested plain values describe; short names are understood. Raises ConfigError."""
     try:
-        return Config.model_validate_json(json.dumps(tree), strict=True)
+        nested = _nested(parse(json.dumps(tree, default=plain)))
+        return Config.model_validate_json(json.dumps(nested), strict=True)
     except ValidationError as error:
-        _explain(error, tree)
+        _explain(error, nested)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"a configuration is made of plain nested values: {error}") from None
+
+
+def as_config(config: object) -> Config:
+    """A Config as it is, or the one that a dict describes. Raises ConfigError for anything else."""
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, Mapping):
+        return build(config)
+    raise ConfigError(f"{config!r} is no configuration; give a Config, a dict, or config.load(path)")
 
 
 def read(source: str | Path) -> dict[str, Any]:
@@ -202,24 +235,9 @@ def read(source: str | Path) -> dict[str, Any]:
     """
     path = locate(source)
     try:
-        if not path.is_file():
-            raise ConfigError(f"a {'folder' if path.is_dir() else 'device or pipe'}; name a JSON file or a preset")
-        with path.open("rb") as file:
-            content = file.read(LARGEST_FILE + 1)
-        if len(content) > LARGEST_FILE:
-            raise ConfigError(f"{path}: larger than {LARGEST_FILE} bytes; a configuration is smaller")
-        tree = parse(content.decode())
-        if not isinstance(tree, dict):
-            raise ConfigError(f"{show(tree)} is not an object; write {{...}}")
-        return _nested(tree)
+        return _nested(read_file(path))
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def dump(config: Config) -> str:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from reverie.trees import children, join
+from reverie.trees import children, join, show
 from reverie.types import ConfigError
 
+LARGEST_FILE = 1_000_000
+
 TWICE = object()
+
+DEEPEST = 50
+"""Levels of nesting; a configuration has three, and arguments of environments a few more."""
 
 
 def parse(text: str) -> Any:
@@ -19,10 +26,42 @@ def parse(text: str) -> Any:
     """
     try:
         value = json.loads(text, parse_int=_number, parse_float=_number, object_pairs_hook=_object)
-        _refuse_unsound(value, "")
+        _refuse_unsound(value, "", 0)
     except RecursionError:
-        raise ConfigError("nested too deeply; a configuration has three levels") from None
+        raise ConfigError(f"nested too deeply; write at most {DEEPEST} levels") from None
     return value
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """The values in a JSON file. Raises ConfigError, which says where in the file something is wrong."""
+    try:
+        if not path.is_file():
+            raise ConfigError(f"a {'folder' if path.is_dir() else 'device or pipe'}; name a JSON file or a preset")
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ConfigError(f"larger than {LARGEST_FILE} bytes; a configuration is smaller")
+        tree = parse(content.decode("utf-8-sig"))  # some editors begin with a mark of the byte order
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"line {error.lineno}, column {error.colno}: not JSON: {error.msg}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{show(tree)} is not an object; write {{...}}")
+    return tree
+
+
+def plain(value: Any) -> Any:
+    """What JSON has for a path, a mapping, and a number of numpy or torch. Raises TypeError for other things."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no text, number, list or dict")
 
 
 def _number(text: str) -> float:
@@ -39,7 +78,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return tree
 
 
-def _refuse_unsound(value: Any, path: str) -> None:
+def _refuse_unsound(value: Any, path: str, depth: int) -> None:
+    if depth > DEEPEST:
+        raise RecursionError
     if value is TWICE:
         raise ConfigError(f"{path}: written twice; keep one")
     if isinstance(value, float) and not math.isfinite(value):
@@ -47,5 +88,5 @@ def _refuse_unsound(value: Any, path: str) -> None:
     if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
         raise ConfigError(f"{path} = {json.dumps(value)[:60]}: should be whole characters")
     for key, item in children(value).items():
-        _refuse_unsound(key, path)
-        _refuse_unsound(item, join(path, key))
+        _refuse_unsound(key, path, depth)
+        _refuse_unsound(item, join(path, key), depth + 1)

@@ -199,6 +199,15 @@ def test_a_device_that_is_not_there_is_refused(name):
         choose_device(name)
 
 
+def test_a_count_may_be_written_with_an_exponent():
+    for arguments in (["train", "--steps"], ["sweep", "--steps"], ["evaluate", "--episodes"], ["profile", "--updates"]):
+        value = cli.parse([*arguments, "1e3"])
+        assert vars(value)[arguments[1].removeprefix("--")] == 1000
+        for wrong in ("1.5", "1e-3", "x", "inf", "nan", "1e400", "-1e3", ""):
+            with pytest.raises(ConfigError, match=arguments[1]):
+                cli.parse([arguments[0], f"{arguments[1]}={wrong}"])
+
+
 def test_options_may_stand_anywhere():
     options = cli.parse(["train", "a.b=1", "--seed", "1", "c.d=2", "--env", "x", "e=3"])
     assert options.overrides == ["a.b=1", "c.d=2", "e=3"]

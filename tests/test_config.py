@@ -8,15 +8,19 @@ import random
 import re
 import sys
 from fractions import Fraction
+from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 from reverie import config
 from reverie.aliases import FLAT, RENAMED
-from reverie.config import Config, build, dump, load, read, reference
+from reverie.config import Config, as_config, build, dump, load, read, reference
 from reverie.presets import FOLDER
+from reverie.strict_json import LARGEST_FILE
 from reverie.trees import merge, put
 from reverie.types import ConfigError
 
@@ -134,7 +138,7 @@ def test_a_refusal_names_the_key_the_value_and_what_is_allowed(file, tree, parts
     assert all(part in message for part in parts), message
 
 
-@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".hidden", "", "a b", "x\n", "x" * 101, "ä"])
+@pytest.mark.parametrize("name", ["../../x", "a/b", "..", ".hidden", "", "a b", "x\n", "_x", "x" * 101, "실" * 34])
 def test_a_run_name_cannot_leave_its_folder(name):
     assert "run.name" in refusal(None, (), {"run.name": name})
 
@@ -151,19 +155,61 @@ def test_a_run_name_cannot_leave_its_folder(name):
         (b'{"run": {"steps": ' + b"9" * 50 + b"}}", "run.steps = 1e+50"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b"", ":1:1: not JSON"),
-        (b"{}{}", ":1:3: not JSON"),
-        (b'{\n "run": }', ":2:9: not JSON"),
-        (b"\xef\xbb\xbf{}", "not JSON"),
+        (b"", "line 1, column 1: not JSON"),
+        (b"{}{}", "line 1, column 3: not JSON"),
+        (b'{\n "run": }', "line 2, column 9: not JSON"),
+        (b"[" * 60 + b"]" * 60, "nested too deeply"),
+        (b'{"env": {"kwargs": ' + b'{"a": ' * 900 + b"1" + b"}" * 902, "nested too deeply"),
+        ("{}".encode("utf-16"), "not UTF-8 at byte 0"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
         (b'{"run": {"directory": "\\ud800"}}', "run.directory"),
         (b'{"\\ud800": 1}', "whole characters"),
         (b'{"a\\nb": 1}', "a\\nb"),
-        (b" " * (config.LARGEST_FILE + 1), "larger than"),
+        (b" " * (LARGEST_FILE + 1), "larger than"),
     ],
 )
 def test_text_that_is_not_sound_json_is_refused(file, text, part):
     assert part in refusal(file(text))
+
+
+def test_a_run_may_be_named_in_any_script():
+    for name in ("실험-1", "첫_실험.2=b", "ä", "x" * 100):
+        assert load(None, (), {"run.name": name}).run.name == name
+
+
+def test_a_mark_of_the_byte_order_is_no_part_of_a_file(file):
+    assert load(file(b'\xef\xbb\xbf{"batch_size": 5}')).replay.batch_size == 5
+
+
+def test_every_number_has_a_largest_value_that_is_named():
+    for key in config.keys(Config):
+        value = reduce(getattr, key.split("."), Config())
+        if key != "run.seed" and not isinstance(value, config.Options | str | bool | list | dict):
+            for immense in (1e300, 2**52, 10**40):
+                assert key in refusal(None, (), {key: immense})
+    assert refusal(None, ["free_nats=1e300"]) == "world.free_nats = 1e+300: should be at most 1e+09"
+
+
+@pytest.mark.parametrize("tree", [{"a": {1, 2}}, {"a": print}, {"run": {("a", 1): 2}}, {"run": {"name": b"x"}}])
+def test_a_dict_of_other_things_than_plain_values_is_refused(tree):
+    with pytest.raises(ConfigError, match="made of plain nested values"):
+        build(tree)
+
+
+def test_a_dict_stands_for_a_config():
+    tree = {"batch_size": np.int64(5), "run": {"directory": Path("a")}, "world": MappingProxyType({"free_nats": 2})}
+    made = as_config(tree)
+    assert (made.replay.batch_size, made.run.directory, made.world.free_nats) == (5, "a", 2)
+    assert as_config(made) is made
+    endless: dict = {}
+    endless["env"] = {"kwargs": endless}
+    for wrong in ("default.json", None, [1], endless, {"batch_sise": 5}):
+        with pytest.raises(ConfigError):
+            as_config(wrong)
+
+
+def test_an_override_of_endless_sections_is_refused():
+    assert "nested" in refusal(None, [".".join("a" * 3000) + "=1"])
 
 
 def test_only_regular_files_are_read(tmp_path):

@@ -23,7 +23,7 @@ from reverie.types import Batch, Metrics, Options, Rollout
 class BehaviorOptions(Options):
     """What actor and critic look like and how they learn from dreams."""
 
-    layers: int = Field(default=3, ge=1)
+    layers: int = Field(default=3, ge=1, le=64)
     """Hidden layers of actor and critic."""
     unimix: float = Field(default=0.01, ge=0, lt=1)
     """Share of the uniform distribution in every discrete action, as in the paper. The reference's code has this option
@@ -34,7 +34,7 @@ class BehaviorOptions(Options):
     """Lambda of the return: 0 trusts the critic after one step, 1 only at the end of the dream."""
     entropy: float = Field(default=3e-4, ge=0)
     """Weight of the policy's entropy."""
-    epochs: int = Field(default=2, ge=1)
+    epochs: int = Field(default=2, ge=1, le=1000)
     """Passes over a dream; 1 with one minibatch is the published actor loss."""
     minibatches: int = Field(default=4, ge=1)
     """Minibatches per pass."""

@@ -33,7 +33,7 @@ class HierarchyOptions(Options):
 
     enabled: bool = False
     """Without it one level acts alone."""
-    period: int = Field(default=8, ge=1)
+    period: int = Field(default=8, ge=1, le=10_000)
     """Steps for which a goal holds; must divide `agent.horizon`."""
     preset: Literal["hybrid", "goals_only", "director"] = "hybrid"
     """A `hybrid` worker is paid for the task as well, the others for their goals alone; `director` counts the manager's

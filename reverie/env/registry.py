@@ -36,13 +36,13 @@ class EnvOptions(Options):
     mode: Literal["auto", "inline", "processes"] = "auto"
     """Where they run: in this process, each in its own, or, as a short timing at the start tells, in
     processes where steps outlast several messages."""
-    repeat: int | None = Field(default=None, ge=1)
+    repeat: int | None = Field(default=None, ge=1, le=10_000)
     """Frames that one step of the agent lasts, its action repeated; null: as the suite does, else 1."""
     frame_pool: bool | None = None
     """Show the brighter of the last two repeated frames; null: as the suite does, else no."""
     time_limit: int = Field(default=0, ge=0)
     """Steps after which an episode is truncated, beside the environment's own limit; 0: only that."""
-    size: int | None = Field(default=None, ge=0)
+    size: int | None = Field(default=None, ge=0, le=4096)
     """Height and width of images; 0: as they are; null: as the suite does, else as they are."""
     grayscale: bool | None = None
     """Show images in gray; null: as the suite does, else no."""
@@ -52,9 +52,9 @@ class EnvOptions(Options):
     """Keyword arguments for whatever makes the environment."""
     plugins: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(default=[], max_length=100)
     """Modules or Python files to import first: there they add to ENVIRONMENTS or to Gymnasium's registry."""
-    obs_dim: int | None = Field(default=None, ge=1)
+    obs_dim: int | None = Field(default=None, ge=1, le=10**7)
     """Numbers in one observation: checked; a custom environment without spaces takes it from here."""
-    action_dim: int | None = Field(default=None, ge=1)
+    action_dim: int | None = Field(default=None, ge=1, le=100_000)
     """Length of the flat action vector: checked; a custom environment without spaces takes it from here."""
     step_timeout: float = Field(default=60.0, gt=0)
     """Seconds after which a worker that does not answer a step is replaced."""

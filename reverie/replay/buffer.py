@@ -45,15 +45,15 @@ logger = logging.getLogger(__name__)
 class ReplayOptions(Options):
     """What is kept of the past, and how much of it one update sees."""
 
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=65536)
     """Sequences per batch."""
-    length: int = Field(default=64, ge=1)
+    length: int = Field(default=64, ge=1, le=65536)
     """Trained steps per sequence; one more is stored in front as context."""
-    capacity: int = Field(default=1_000_000, ge=1)
+    capacity: int = Field(default=1_000_000, ge=1, le=10**12)
     """Steps kept; the oldest chunk goes first."""
     capacity_bytes: int = Field(default=0, ge=0)
     """Bytes kept, whichever limit is reached first; 0 means no limit."""
-    chunk: int = Field(default=1024, ge=1)
+    chunk: int = Field(default=1024, ge=1, le=1_000_000)
     """Steps per file; fewer if the capacity is small."""
     online: bool = True
     """Serve each new non-overlapping window once, as soon as it is complete."""

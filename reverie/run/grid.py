@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from reverie import config as configuration
-from reverie.config import FLAT, Config
+from reverie.config import FLAT, LONGEST_NAME, Config
 from reverie.trees import find
 from reverie.types import ConfigError, Options
 
@@ -132,12 +132,13 @@ def _trial(config: Config, folder: Path, keys: list[str]) -> Trial:
     settings = {key: find(values, key) for key in keys}
     text = describe(settings)
     name = _safe(text)
-    if name != text or len(name) > 100:
-        name = f"{name[:90]}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
+    if name != text or len(name.encode()) > LONGEST_NAME:
+        short = name.encode()[: LONGEST_NAME - 10].decode(errors="ignore")
+        name = f"{short}-{blake2b(text.encode(), digest_size=4).hexdigest()}"
     places = {"name": name, "directory": str(folder), "checkpoint_dir": str(folder / name / "checkpoints")}
     return Trial(name, settings, config.model_copy(update={"run": config.run.model_copy(update=places)}))
 
 
 def _safe(text: str) -> str:
     """The text with what ``run.name`` does not take replaced."""
-    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", text).strip("._=,-") or "sweep"
+    return re.sub(r"[^\w.=,-]+", "-", text).strip("._=,-") or "sweep"

@@ -47,8 +47,11 @@ class DreamerV3Trainer:
     closes the run when it ends, or `close`, which ends workers, threads and logs and gives the run folder free.
     """
 
-    def __init__(self, config: Config, folder: Path | None = None, state: Mapping[str, Any] | None = None):
-        self.config, run = config, config.run
+    def __init__(
+        self, config: Config | Mapping[str, Any], folder: Path | None = None, state: Mapping[str, Any] | None = None
+    ):
+        self.config = config = configuration.as_config(config)
+        run = config.run
         self.step = self.updates = self.episodes = 0
         self.seconds = 0.0  # spent on training, evaluations left out
         self.best_return: float | None = None

@@ -34,23 +34,23 @@ class WorldOptions(Options):
 
     size: Literal["tiny", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "1m"
     """One dial for all widths; the keys below that are not null replace single numbers of it."""
-    deter: int | None = Field(default=None, ge=8)
+    deter: int | None = Field(default=None, ge=8, le=65536)
     """Width of the deterministic state."""
-    hidden: int | None = Field(default=None, ge=1)
+    hidden: int | None = Field(default=None, ge=1, le=65536)
     """Width of the layers inside the recurrent model."""
-    stoch: int | None = Field(default=None, ge=1)
+    stoch: int | None = Field(default=None, ge=1, le=1024)
     """Number of stochastic groups."""
     classes: int | None = Field(default=None, ge=2, le=255)
     """Classes of each stochastic group."""
-    units: int | None = Field(default=None, ge=1)
+    units: int | None = Field(default=None, ge=1, le=65536)
     """Width of encoders, decoders and heads."""
-    depth: int | None = Field(default=None, ge=1)
+    depth: int | None = Field(default=None, ge=1, le=4096)
     """Channels of the image layers, in units of 2, 3, 4 and 4."""
-    embed_dim: int | None = Field(default=None, ge=1)
+    embed_dim: int | None = Field(default=None, ge=1, le=65536)
     """Width of a vector's tokens."""
-    layers: int | None = Field(default=None, ge=1)
+    layers: int | None = Field(default=None, ge=1, le=64)
     """Layers of vector encoders and decoders."""
-    blocks: int | None = Field(default=None, ge=1)
+    blocks: int | None = Field(default=None, ge=1, le=1024)
     """Diagonal blocks of the recurrent core; must divide `deter`."""
     bins: int | None = Field(default=None, ge=3, le=4095)
     """Bins of two-hot heads (odd)."""

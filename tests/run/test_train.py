@@ -80,6 +80,13 @@ def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_a_dict_configures_a_run(tmp_path):
+    config = make_config(tmp_path)
+    trainer = DreamerV3Trainer(config.model_dump(mode="json"))
+    trainer.close()
+    assert trainer.config.replay == config.replay and trainer.folder == tmp_path / "run"
+
+
 @pytest.fixture
 def parts(stopped: Path, tmp_path: Path) -> Path:
     """A run that ended at step 100 and can go on."""

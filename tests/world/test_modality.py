@@ -196,6 +196,14 @@ def test_tokens_of_mixed_observations_are_vectors_then_images():
     close(tokens[..., 12:], world.encoders["image"](obs))
 
 
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_an_unknown_network_is_refused_with_those_that_exist(monkeypatch, kind):
+    types = {"encoder": "vector", "decoder": "vector"} | {kind: "lstm"}
+    monkeypatch.setitem(MODALITY_CONFIGS, "lidar", ModalityConfig("lidar", (), 8, types["encoder"], types["decoder"]))
+    with pytest.raises(ConfigError, match=f"'lidar' has {kind}_type = 'lstm'; choose from image, vector, or add it to"):
+        make_world({"lidar": ObservationSpec((16, 4), "float32")})
+
+
 def test_a_key_of_another_shape_than_its_configuration_is_refused(monkeypatch):
     monkeypatch.setitem(MODALITY_CONFIGS, "lidar", ModalityConfig("lidar", (32, 4), 8, "vector", "vector"))
     with pytest.raises(ConfigError, match=r"'lidar' is configured for shape \(32, 4\), .* shows \(16, 4\)"):

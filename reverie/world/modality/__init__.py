@@ -77,10 +77,17 @@ class Modality:
     keys: dict[str, ObservationSpec]
 
     def encoder(self, sizes: Sizes) -> nn.Module:
-        return ENCODERS[self.config.encoder_type](self.keys, sizes, self.config.embed_dim or sizes.embed)
+        return self._network("encoder", ENCODERS)(self.keys, sizes, self.config.embed_dim or sizes.embed)
 
     def decoder(self, sizes: Sizes) -> nn.Module:
-        return DECODERS[self.config.decoder_type](self.keys, sizes)
+        return self._network("decoder", DECODERS)(self.keys, sizes)
+
+    def _network(self, kind: str, networks: Mapping[str, type]) -> type:
+        name = getattr(self.config, f"{kind}_type")
+        if name not in networks:
+            raise ConfigError(f"modality '{self.config.name}' has {kind}_type = {name!r}; choose from "
+                              f"{', '.join(networks)}, or add it to {kind.upper()}S")  # fmt: skip
+        return networks[name]
 
 
 def modalities(observation: Mapping[str, ObservationSpec]) -> list[Modality]:
