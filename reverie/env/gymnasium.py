@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from reverie.env.actions import action_writer
 from reverie.env.picture import read_picture
-from reverie.env.spaces import BadTransition, ObservationReader, action_writer, read_flag, read_reward
+from reverie.env.spaces import BadTransition, ObservationReader, read_flag, read_reward
 from reverie.env.wrappers import Observation
 from reverie.types import ConfigError
 
@@ -31,7 +32,8 @@ class GymnasiumEnvironment:
             )
         self._read = ObservationReader(env.observation_space)
         self.observation = self._read.specs
-        self.action, self._write = action_writer(env.action_space)
+        self.action, self._write, notes = action_writer(env.action_space)
+        self.notes = [*self._read.notes, *notes]
         parameters = inspect.signature(env.reset).parameters.values()
         self._takes_seed = any(p.name == "seed" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 

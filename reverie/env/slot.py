@@ -64,8 +64,8 @@ class Slot:
         self.actions: list[np.ndarray] | None = []
         self.taken = np.zeros(0, np.float32)  # the action of a step that is under way
 
-    def describe(self) -> tuple[dict[str, ObservationSpec], ActionSpec]:
-        """What the environment shows and takes; the question must have been sent.
+    def describe(self) -> tuple[dict[str, ObservationSpec], ActionSpec, list[str]]:
+        """What the environment shows and takes, and what a user must know of that; the question must have been sent.
 
         Raises `EnvironmentFailure` as `_restart` does, and where it cannot be made twice for the same reason.
         """

@@ -1,14 +1,11 @@
-"""Translates Gymnasium spaces: observations into named arrays, flat action vectors into whatever the space holds.
+"""Translates observations of Gymnasium spaces into named arrays.
 
-Both translations are prepared once, when the environment is made; an unsupported space is an error then, never later.
+The translation is prepared once, when the environment is made; an unsupported space is an error then, never later.
 Reading an observation also checks and copies it, so what has passed here is finite, of the promised shape, and ours.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
-import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -16,9 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from reverie.types import ActionPart, ActionSpec, ConfigError, ObservationSpec
-
-logger = logging.getLogger(__name__)
+from reverie.types import ConfigError, ObservationSpec
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -33,12 +28,16 @@ class BadTransition(Exception):
 class ObservationReader:
     """Reads an observation of ``space`` as ``{key: array}``; nested keys are joined with ``/``.
 
-    A space that is not a Dict or Tuple gets the key ``image`` (uint8 of rank 3) or ``vector``. Text is left out.
+    A space that is not a Dict or Tuple gets the key ``image`` (uint8 of rank 3) or ``vector``. Text is
+    left out. ``notes`` says so, and whatever else a user must know of the space.
+
+    Raises `ConfigError` for an unsupported space, and where two observations have the same name.
     Calling it raises `BadTransition` on a missing or extra key, a wrong shape or dtype, or a number that is not finite.
     """
 
     def __init__(self, space: spaces.Space):
         self.specs: dict[str, ObservationSpec] = {}
+        self.notes: list[str] = []
         self._leaves: list[tuple[str, Callable[[Any], np.ndarray]]] = []
         self._groups: list[tuple[tuple, set]] = []
         self._walk(space, ())
@@ -61,13 +60,15 @@ class ObservationReader:
             for index, child in enumerate(space.spaces):
                 self._walk(child, (*path, index))
         elif space.dtype is not None and space.dtype.kind == "U":
-            _warn_of_text("/".join(map(str, path)))
+            self.notes.append(f"observation {'/'.join(map(str, path))!r} is text, which is left out")
         elif math.prod(space.shape or ()):
             spec, start = _observation_spec(space)
             is_image = spec.dtype == "uint8" and len(spec.shape) == 3
             key = "/".join(map(str, path)) or ("image" if is_image else "vector")
-            self.specs[key] = spec
+            if key in self.specs:
+                raise ConfigError(f"the observation space has two observations called {key!r}; rename one of its keys")
             read = _array_reader(key, spec, start)
+            self.specs[key] = spec
             self._leaves.append((key, (lambda value: read(_follow(value, path))) if path else read))
 
     @staticmethod
@@ -97,34 +98,6 @@ def read_flag(name: str, flag: Any) -> bool:
     if not isinstance(flag, np.bool_):
         raise BadTransition(f"{name} is {flag!r} ({type(flag).__name__}), expected a bool")
     return bool(flag)
-
-
-def action_writer(
-    space: spaces.Space, name: str = "", begin: int = 0
-) -> tuple[ActionSpec, Callable[[np.ndarray], Any]]:
-    """The parts of an action of ``space``, and a function from the flat vector [A] to an action.
-
-    The parts of this space begin at entry ``begin`` of the vector. Raises `ConfigError` for an unsupported space.
-    """
-    label = name or "action"
-    if isinstance(space, spaces.Discrete):
-        end, first = begin + int(space.n), int(space.start)
-        return (ActionPart(label, end - begin, discrete=True),), lambda flat: first + int(flat[begin:end].argmax())
-    if isinstance(space, (spaces.MultiDiscrete, spaces.MultiBinary)):
-        return _choices_writer(space, label, begin)
-    if isinstance(space, spaces.Box) and space.dtype.kind == "f" and math.prod(space.shape):
-        return _numbers_writer(space, label, begin)
-    if isinstance(space, (spaces.Dict, spaces.Tuple)):
-        return _group_writer(space, name, begin)
-    raise ConfigError(
-        f"the action space {label!r} = {space} is not supported; use Box (float), Discrete, Multi* or Dict"
-    )
-
-
-@functools.cache
-def _warn_of_text(key: str) -> None:
-    """Once, however many environments show it."""
-    logger.warning("observation %r is text, which is left out", key)
 
 
 def _follow(value: Any, path: tuple) -> Any:
@@ -171,44 +144,3 @@ def _array_reader(key: str, spec: ObservationSpec, start: Any) -> Callable[[Any]
         return array
 
     return read
-
-
-def _choices_writer(space: Any, label: str, begin: int) -> tuple[ActionSpec, Callable[[np.ndarray], Any]]:
-    binary = isinstance(space, spaces.MultiBinary)
-    sizes = [2] * math.prod(space.shape) if binary else [int(size) for size in space.nvec.ravel()]
-    first = 0 if binary else space.start
-    parts = tuple(ActionPart(f"{label}/{index}", size, discrete=True) for index, size in enumerate(sizes))
-    bounds = np.cumsum([begin, *sizes])
-
-    def write(flat: np.ndarray) -> np.ndarray:
-        chosen = [flat[left:right].argmax() for left, right in itertools.pairwise(bounds)]
-        return (np.array(chosen).reshape(space.shape) + first).astype(space.dtype)
-
-    return parts, write
-
-
-def _numbers_writer(space: spaces.Box, label: str, begin: int) -> tuple[ActionSpec, Callable[[np.ndarray], Any]]:
-    end = begin + math.prod(space.shape)
-    bounded = np.isfinite(space.low) & np.isfinite(space.high)
-    low, high = np.where(bounded, space.low, -1.0), np.where(bounded, space.high, 1.0)
-    centre, half = (high + low) / 2, (high - low) / 2
-
-    def write(flat: np.ndarray) -> np.ndarray:
-        numbers = centre + half * flat[begin:end].reshape(space.shape).clip(-1, 1)
-        return numbers.astype(space.dtype).clip(space.low, space.high)
-
-    return (ActionPart(label, end - begin, discrete=False),), write
-
-
-def _group_writer(space: Any, name: str, begin: int) -> tuple[ActionSpec, Callable[[np.ndarray], Any]]:
-    is_dict = isinstance(space, spaces.Dict)
-    children = sorted(space.spaces.items()) if is_dict else list(enumerate(space.spaces))
-    parts: ActionSpec = ()
-    writers = {}
-    for key, child in children:
-        added, writers[key] = action_writer(child, f"{name}/{key}".lstrip("/"), begin)
-        begin += sum(part.size for part in added)
-        parts += added
-    if is_dict:
-        return parts, lambda flat: {key: write(flat) for key, write in writers.items()}
-    return parts, lambda flat: tuple(write(flat) for write in writers.values())

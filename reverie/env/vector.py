@@ -60,7 +60,9 @@ class VectorEnv:
         except BaseException:
             self.close()
             raise
-        self.observation, self.action = described[0]
+        self.observation, self.action, notes = described[0]
+        for note in notes:
+            _say(options.name, note)
         self._action_shape = (size, action_width(self.action))
 
     def step(self, action: np.ndarray) -> Step:
@@ -142,6 +144,12 @@ def make_vector(options: EnvOptions, seed: int, *, envs: int | None = None) -> V
     if recipe is None:
         return VectorEnv(options, seed, size, lambda number, own: Inline(functools.partial(_make, options), own))
     return VectorEnv(options, seed, size, lambda number, own: Worker(recipe, own, f"{options.name}-{number}"))
+
+
+@functools.cache
+def _say(name: str, note: str) -> None:
+    """Once, however many environments there are, and however often they are made."""
+    logger.warning("%s: %s", name, note)
 
 
 def _recipe(options: EnvOptions) -> bytes | None:

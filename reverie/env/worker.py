@@ -162,7 +162,7 @@ def serve(connection: Connection, recipe: bytes, seed: int) -> None:
 def answer(environment: Environment, command: str, *arguments: Any) -> Any:
     """What the environment says to one question."""
     if command == "describe":
-        return environment.observation, environment.action
+        return environment.observation, environment.action, environment.notes
     if command == "restore":
         return restore(environment, *arguments)
     return getattr(environment, command)(*arguments)

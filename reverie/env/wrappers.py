@@ -22,6 +22,8 @@ class Environment(Protocol):
 
     observation: dict[str, ObservationSpec]
     action: ActionSpec
+    notes: list[str]
+    """What a user must know of how its spaces were translated, a line each."""
 
     def reset(self, seed: int) -> Observation:
         """Begins the episode that ``seed`` determines and returns its first observation."""
@@ -45,6 +47,7 @@ class Wrapper:
         self.inner = inner
         self.observation = inner.observation
         self.action = inner.action
+        self.notes = inner.notes
 
     def reset(self, seed: int) -> Observation:
         return self.inner.reset(seed)

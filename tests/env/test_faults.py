@@ -235,7 +235,7 @@ def test_an_environment_in_a_process_computes_with_one_thread(tmp_path):
 
     def build(seed):
         import torch
-        return SimpleNamespace(observation=torch.get_num_threads(), action=None, close=lambda: None)
+        return SimpleNamespace(observation=torch.get_num_threads(), action=None, notes=[], close=lambda: None)
 
     worker = Worker(cloudpickle.dumps(build), 0, "one")
     worker.send("describe")

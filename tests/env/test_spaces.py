@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from reverie.env.spaces import BadTransition, ObservationReader, action_writer, read_flag, read_reward
-from reverie.types import ActionPart, ConfigError, ObservationSpec, action_width
+from reverie.env.spaces import BadTransition, ObservationReader, read_flag, read_reward
+from reverie.types import ConfigError, ObservationSpec
 
 IMAGE = spaces.Box(0, 255, (8, 6, 3), np.uint8)
 
@@ -37,27 +37,6 @@ OBSERVATIONS = {
     "text part": (spaces.Dict({"say": spaces.Text(9), "yes": spaces.Discrete(2)}), {"yes": ((), "int64", 2)}),
 }
 
-ACTIONS = {
-    "choice": (spaces.Discrete(3), [("action", 3, True)]),
-    "choice from five": (spaces.Discrete(3, start=5), [("action", 3, True)]),
-    "choices": (spaces.MultiDiscrete([2, 4]), [("action/0", 2, True), ("action/1", 4, True)]),
-    "table of choices": (
-        spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[1, 0], [0, 1]]),
-        [("action/0", 2, True), ("action/1", 3, True), ("action/2", 4, True), ("action/3", 5, True)],
-    ),
-    "bits": (spaces.MultiBinary(2), [("action/0", 2, True), ("action/1", 2, True)]),
-    "numbers": (spaces.Box(np.array([-2, 0]), np.array([2, 10]), dtype=np.float32), [("action", 2, False)]),
-    "endless": (spaces.Box(-np.inf, np.inf, (2,), np.float32), [("action", 2, False)]),
-    "doubles": (spaces.Box(-1, 3, (2, 2), np.float64), [("action", 4, False)]),
-    "dict": (
-        spaces.Dict(
-            {"move": spaces.Discrete(2), "arm": spaces.Dict({"up": spaces.Box(0, 1, (1,)), "jaw": spaces.Discrete(2)})}
-        ),
-        [("arm/jaw", 2, True), ("arm/up", 1, False), ("move", 2, True)],
-    ),
-    "tuple": (spaces.Tuple((spaces.Discrete(2), spaces.Box(-1, 1, (3,)))), [("0", 2, True), ("1", 3, False)]),
-}
-
 
 @pytest.mark.parametrize("name", OBSERVATIONS)
 def test_an_observation_becomes_named_arrays_of_the_promised_shape(name):
@@ -79,43 +58,34 @@ def test_classes_begin_at_zero_wherever_the_space_begins():
     np.testing.assert_array_equal(read(np.array([3, 4]))["vector"], [2, 0])
 
 
-@pytest.mark.parametrize("name", ACTIONS)
-def test_every_flat_vector_becomes_an_action_of_the_space(name):
-    space, expected = ACTIONS[name]
-    parts, write = action_writer(space)
-    assert parts == tuple(ActionPart(*part) for part in expected)
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        flat = random.normal(0, 2, action_width(parts)).astype(np.float32)
-        assert space.contains(write(flat)), (flat, write(flat))
-
-
-def test_one_hots_choose_and_numbers_span_the_box():
-    _, write = action_writer(spaces.MultiDiscrete([2, 3], start=[0, 5]))
-    np.testing.assert_array_equal(write(np.array([0, 1, 0, 0, 1], np.float32)), [1, 7])
-    _, write = action_writer(spaces.Box(np.array([-2, 0]), np.array([2, 10]), dtype=np.float32))
-    np.testing.assert_allclose(write(np.array([-1, 0], np.float32)), [-2, 5])
-    np.testing.assert_allclose(write(np.array([0.5, 7], np.float32)), [1, 10])
-    _, write = action_writer(spaces.Discrete(3, start=5))
-    assert write(np.array([0, 0, 1], np.float32)) == 7
-
-
 @pytest.mark.parametrize("space", [spaces.Sequence(spaces.Discrete(2)), spaces.Dict({"a": spaces.Graph(IMAGE, None)})])
 def test_an_unsupported_observation_space_is_refused_by_name(space):
     with pytest.raises(ConfigError, match=r"(Sequence|Graph).* is not supported"):
         ObservationReader(space)
 
 
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(3)})}),
+        spaces.Dict({"a": spaces.Tuple((spaces.Discrete(2),)), "a/0": spaces.Discrete(3)}),
+        spaces.Dict({"": spaces.Discrete(2), "vector": spaces.Discrete(3)}),
+    ],
+)
+def test_two_observations_of_one_name_are_refused(space):
+    with pytest.raises(ConfigError, match="two observations called"):
+        ObservationReader(space)
+
+
+def test_text_is_left_out_and_noted():
+    read = ObservationReader(spaces.Dict({"say": spaces.Text(9), "yes": spaces.Discrete(2)}))
+    assert read.notes == ["observation 'say' is text, which is left out"]
+
+
 @pytest.mark.parametrize("space", [spaces.Text(4), spaces.Box(0, 1, (0,)), spaces.Dict({"say": spaces.Text(3)})])
 def test_a_space_of_which_nothing_remains_is_refused(space):
     with pytest.raises(ConfigError, match="holds nothing that can be used"):
         ObservationReader(space)
-
-
-@pytest.mark.parametrize("space", [spaces.Text(4), spaces.Box(0, 9, (2,), np.int32), spaces.Box(0, 1, (0,))])
-def test_an_unsupported_action_space_is_refused_by_name(space):
-    with pytest.raises(ConfigError, match=r"action space 'hand' = (Text|Box).* is not supported"):
-        action_writer(spaces.Dict({"hand": space}))
 
 
 @pytest.mark.parametrize(

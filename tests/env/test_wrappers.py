@@ -15,7 +15,7 @@ class Film:
     def __init__(self, length: int = 7):
         self.observation = {"image": ObservationSpec((4, 8, 3), "uint8"), "step": ObservationSpec((2,), "int64", 10)}
         self.action = (ActionPart("action", 2, discrete=True),)
-        self.length = length
+        self.length, self.notes = length, []
 
     def reset(self, seed: int):
         self.count = 0
