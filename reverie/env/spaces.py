@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from reverie.env.layout import Layout, find_layout
 from reverie.types import ConfigError, ObservationSpec
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -28,7 +29,7 @@ class BadTransition(Exception):
 class ObservationReader:
     """Reads an observation of ``space`` as ``{key: array}``; nested keys are joined with ``/``.
 
-    A space that is not a Dict or Tuple gets the key ``image`` (uint8 of rank 3) or ``vector``. Text is
+    A space that is not a Dict or Tuple gets the key ``image`` (`reverie.env.layout` says when) or ``vector``. Text is
     left out. ``notes`` says so, and whatever else a user must know of the space.
 
     Raises `ConfigError` for an unsupported space, and where two observations have the same name.
@@ -62,12 +63,16 @@ class ObservationReader:
         elif space.dtype is not None and space.dtype.kind == "U":
             self.notes.append(f"observation {'/'.join(map(str, path))!r} is text, which is left out")
         elif math.prod(space.shape or ()):
-            spec, start = _observation_spec(space)
-            is_image = spec.dtype == "uint8" and len(spec.shape) == 3
-            key = "/".join(map(str, path)) or ("image" if is_image else "vector")
+            layout, said = find_layout(space) if isinstance(space, spaces.Box) else (None, "")
+            key = "/".join(map(str, path)) or ("image" if layout else "vector")
             if key in self.specs:
                 raise ConfigError(f"the observation space has two observations called {key!r}; rename one of its keys")
+            spec, start = _observation_spec(space)
             read = _array_reader(key, spec, start)
+            if layout:
+                read, spec = _picture_reader(key, read, layout), ObservationSpec(layout.shape, "uint8")
+            if said:
+                self.notes.append(f"observation {key!r} of shape {space.shape} {said}")
             self.specs[key] = spec
             self._leaves.append((key, (lambda value: read(_follow(value, path))) if path else read))
 
@@ -144,3 +149,16 @@ def _array_reader(key: str, spec: ObservationSpec, start: Any) -> Callable[[Any]
         return array
 
     return read
+
+
+def _picture_reader(key: str, read: Callable[[Any], np.ndarray], layout: Layout) -> Callable[[Any], np.ndarray]:
+    def read_picture(value: Any) -> np.ndarray:
+        array = read(value)
+        if not layout.fits(array):
+            raise BadTransition(
+                f"observation {key!r} has numbers from {array.min():g} to {array.max():g}, but its bounds are 0 and "
+                f"{layout.white:g}; mend its Box"
+            )
+        return layout(array)
+
+    return read_picture

@@ -40,6 +40,9 @@ def plan(keys: Mapping[str, ObservationSpec], depth: int) -> tuple[list[int], in
     if len(shapes) > 1:
         raise ConfigError(f"images {sorted(keys)} differ in size: {sorted(shapes)}; set env.size to resize them alike")
     height, width = shapes.pop()
+    if min(height, width) < 2 * SMALLEST:
+        raise ConfigError(f"images {sorted(keys)} of {height} x {width} pixels are too small: a side has at least "
+                          f"{2 * SMALLEST}; enlarge them with env.size=64, or show them as a float32 Box")  # fmt: skip
     channels: list[int] = []
     for multiplier in MULTIPLIERS:
         if height % 2 or width % 2 or min(height, width) // 2 < SMALLEST:
