@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from reverie import cli, config, trees
 from reverie.aliases import FLAT, RENAMED
@@ -124,6 +125,13 @@ def check_configuration(call: argparse.Namespace) -> None:
     tree = config.change(tree, call.overrides)
     if not axes(tree):
         config.build(tree)
+
+
+def test_film_in_the_readme_is_small_and_moves() -> None:
+    film = ROOT / "docs" / "media" / "dream.webp"
+    assert film.stat().st_size < 2_000_000
+    with Image.open(film) as frames:
+        assert getattr(frames, "n_frames", 1) == 100
 
 
 def test_pages_of_use_show_commands() -> None:
