@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.env.registry import suggest
-from reverie.types import ConfigError
+from reverie.types import ConfigError, ReverieError
 
 
 def create(task: str) -> gymnasium.Env:
@@ -20,10 +20,23 @@ def create(task: str) -> gymnasium.Env:
 
 
 def create_pixels(task: str, size: int = 64, camera: int | None = None) -> gymnasium.Env:
-    """The task seen through a camera: ``image`` uint8 [size, size, 3]. The default is the task's usual camera."""
+    """The task seen through a camera: ``image`` uint8 [size, size, 3]. The default is the task's usual camera.
+
+    Raises `ConfigError` where nothing can be drawn.
+    """
     if os.environ.setdefault("MUJOCO_GL", "egl") == "disable":
         raise ConfigError("dmc_pixels needs graphics, but MUJOCO_GL is 'disable'; set it to egl, osmesa or glfw")
-    return Control(task, size, camera)
+    try:
+        control = Control(task, size, camera)
+        control.render()
+    except (ReverieError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # OpenGL's libraries have many ways to be missing
+        raise ConfigError(
+            f"dmc_pixels cannot draw with MUJOCO_GL={os.environ['MUJOCO_GL']} ({type(error).__name__}: {error}); "
+            "set MUJOCO_GL to egl (a GPU), osmesa (a CPU) or glfw (a screen), whichever is installed"
+        ) from error
+    return control
 
 
 class Control(gymnasium.Env):

@@ -11,6 +11,7 @@ import ctypes
 import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -32,6 +33,10 @@ THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 SLICE = 1.0
 """Seconds counted at most for one wait: if this process was suspended, its workers were too and are not to blame."""
+
+
+GRAPHICS = re.compile(r"\bE?GL\b|\be?gl[A-Z]|OpenGL|OSMesa|GLFW|gladLoad")
+"""What libraries speak of that cannot draw."""
 
 
 class Failure(Exception):
@@ -186,8 +191,9 @@ def as_failure(error: BaseException) -> Exception:
 
 
 def summary(error: BaseException) -> str:
-    """Type and message, on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())
+    """Type and message, on one line, and what to do where graphics are missing."""
+    advice = " (to draw, set MUJOCO_GL to egl, osmesa or glfw)" if GRAPHICS.search(str(error)) else ""
+    return " ".join(f"{type(error).__name__}: {error}".split()) + advice
 
 
 @contextlib.contextmanager

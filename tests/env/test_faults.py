@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from reverie.env import EnvOptions, make_vector
+from reverie.env.worker import summary
 from reverie.types import ConfigError, EnvironmentFailure
 from tests.counting import CountingEnv
 
@@ -145,6 +146,21 @@ def test_an_environment_that_always_fails_ends_with_its_name_worker_seed_and_ste
     expected = rf"counting, worker 0, episode \d+ \(seed \d+\), step \d: RuntimeError: {fault} went wrong; 3 failures"
     with pytest.raises(EnvironmentFailure, match=expected):
         play(mode, steps=20, envs=1, restarts=2, fault=fault)
+
+
+@pytest.mark.parametrize(
+    ("message", "advised"),
+    [
+        ("an OpenGL platform library has not been loaded into this process", True),
+        ("Cannot initialize a EGL device display", True),
+        ("'NoneType' object has no attribute 'eglQueryString'", True),
+        ("'NoneType' object has no attribute 'glGetError'", True),
+        ("gladLoadGL error", True),
+        ("the global state is wrong, neglect it", False),
+    ],
+)
+def test_missing_graphics_are_named(message, advised):
+    assert ("MUJOCO_GL" in summary(RuntimeError(message))) == advised
 
 
 def leave(*_: Any, **__: Any) -> Any:

@@ -87,6 +87,20 @@ def test_minigrid_can_be_seen_as_pixels():
     assert env.observation["direction"] == ObservationSpec((), "int64", 4)
 
 
+@pytest.mark.parametrize("error", [AttributeError("no glGetError"), ImportError("no EGL"), RuntimeError("not GL")])
+def test_a_machine_that_cannot_draw_is_told_so_and_what_to_set(error, monkeypatch):
+    pytest.importorskip("dm_control", reason="dm_control is not installed")
+
+    def render(self):
+        raise error
+
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setattr("reverie.env.dm_control.Control.__init__", lambda self, *_: None)
+    monkeypatch.setattr("reverie.env.dm_control.Control.render", render)
+    with pytest.raises(ConfigError, match="MUJOCO_GL=egl .*; set MUJOCO_GL to egl .*, osmesa .* or glfw"):
+        make(EnvOptions(name="dmc_pixels/walker_walk"))
+
+
 def test_a_protocol_fills_only_what_was_left_open():
     options = with_protocol(EnvOptions(name="atari/pong", size=64, kwargs={"noops": 0}))
     assert (options.repeat, options.frame_pool, options.size, options.grayscale) == (4, True, 64, True)
