@@ -6,6 +6,7 @@ import argparse
 import ast
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from reverie import cli, config, trees
 from reverie.aliases import FLAT, RENAMED
 from reverie.presets import FOLDER, PRESETS
 from reverie.run.grid import axes
+from reverie.run.train import DreamerV3Trainer
+from tests.run.test_train import make_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(path.relative_to(ROOT)) for path in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -177,6 +180,19 @@ def test_examples_in_python_are_valid(page: str) -> None:
     for language, block in FENCE.findall(read(page)):
         if language == "python":
             ast.parse(block)
+
+
+def test_loop_that_acts_with_a_trained_agent_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (loop,) = [block for _, block in FENCE.findall(read("docs/python.md")) if "agent.act" in block]
+    (tmp_path / "checkpoints").mkdir()
+    DreamerV3Trainer(make_config(tmp_path, run={"steps": 60})).train()
+    shutil.copy(tmp_path / "run/checkpoints/latest.pt", tmp_path / "checkpoints/best_model.pt")
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    exec(compile(loop, "docs/python.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0
 
 
 @pytest.mark.parametrize("page", READMES)
