@@ -127,3 +127,10 @@ def test_a_sweep_trains_what_the_command_line_names(folder):
     assert cli.main([*arguments, "--name", "s", "run.seed=[3]", "run.threads=1"]) == 0
     result = json.loads((folder / "runs" / "s" / "seed=3" / "result.json").read_text())
     assert result["status"] == "finished"
+
+
+def test_an_error_of_a_plugin_is_one_line(folder, capsys):
+    (folder / "talks.py").write_text("raise ValueError('first\\nsecond')")
+    assert cli.main(["train", "--config", "plain.json", "--plugin", "talks.py"]) == 2
+    error = capsys.readouterr().err
+    assert "talks.py' cannot be imported: ValueError: first second" in error and error.count("\n") == 1
