@@ -19,7 +19,7 @@ from reverie.run.device import choose_device
 from reverie.types import ConfigError, DeviceError
 
 ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MUJOCO_GL": "disable"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "MUJOCO_GL": "disable"}
 TINY = {
     "run": {
         **{"name": "run", "steps": 60, "train_ratio": 2},

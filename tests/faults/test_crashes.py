@@ -9,6 +9,7 @@ import random
 import resource
 import signal
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,27 @@ def newest(kept: Checkpoints) -> dict:
     return checkpoint.load_first(kept.latest, kept.previous)[1]
 
 
-def in_child(function, *arguments) -> int | None:
-    child = fork.Process(target=function, args=arguments, daemon=True)
+@pytest.fixture(autouse=True)
+def _with_threads():
+    """Computes with several threads before anything forks, as many clusters set it: a child has one only."""
+    torch.set_num_threads(2)
+    state(0)
+
+
+def begin(function, *arguments) -> BaseProcess:
+    """A copy of this process that calls the function with one thread: torch would wait for those that it had before."""
+
+    def run() -> None:
+        torch.set_num_threads(1)
+        function(*arguments)
+
+    child = fork.Process(target=run, daemon=True)
     child.start()
+    return child
+
+
+def in_child(function, *arguments) -> int | None:
+    child = begin(function, *arguments)
     child.join(30)
     return child.exitcode
 
@@ -49,9 +68,8 @@ def test_random_kills_lose_no_acknowledged_save(tmp_path):
     inside = 0
     for _ in range(25):
         first = acknowledged.value + 1
-        child = fork.Process(target=save_forever, args=(tmp_path, first, acknowledged), daemon=True)
         before = acknowledged.value
-        child.start()
+        child = begin(save_forever, tmp_path, first, acknowledged)
         deadline = time.monotonic() + 20
         while acknowledged.value == before and time.monotonic() < deadline:
             time.sleep(0.001)
