@@ -203,10 +203,16 @@ def test_only_a_manager_that_counts_steps_learns_from_replayed_steps(preset, sca
 )
 def test_every_choice_learns(changes):
     agent = make_agent(behavior=PASSES, hierarchy=choose(**changes), optimizer=CONSTANT)
-    for seed in range(2):
-        metrics, _ = agent.learn(make_batch(agent.world, seed=seed))
+    batch, seen = make_batch(agent.world), []
+    for _ in range(14):
+        metrics, _ = agent.learn(batch)
         assert all(value.ndim == 0 and bool(value.isfinite()) for value in metrics.values())
         assert not any(value for name, value in metrics.items() if name.endswith("/skipped"))
+        seen.append(metrics)
+    errors = {"world/recon_loss": 0.9, "manager/value_loss": 0.6, "worker/value_loss": 0.8, "goals/reconstruction": 0.6}
+    for name in errors.keys() & seen[0].keys():
+        first, last = (sum(metrics[name] for metrics in part) for part in (seen[:3], seen[-3:]))
+        assert last < errors[name] * first, name
 
 
 @pytest.mark.parametrize(
