@@ -22,7 +22,7 @@ from reverie.nets import two_hot
 from reverie.nets.layers import MLP, NormSiLU
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, ActionSpec, Latent
-from tests.core import CHOICE, STEER, dream_starts, make_behavior, make_level, make_world, shake, uniform
+from tests.core import CHOICE, STEER, close, dream_starts, make_behavior, make_level, make_world, shake, uniform
 
 needs_compiler = pytest.mark.skipif(native._compiler() is None, reason="no C compiler")
 
@@ -481,7 +481,8 @@ def test_without_a_compiler_everything_is_computed_in_plain_tensors(fresh, monke
     with caplog.at_level(logging.INFO):
         assert not native.supports(torch.ones(1))
     assert "no C compiler" in caplog.text
-    assert NormSiLU(3)(torch.ones(2, 3)).isfinite().all()
+    x = torch.randn(2, 3)
+    close(NormSiLU(3)(x), nn.functional.silu(x / x.square().mean(-1, keepdim=True).sqrt()), rtol=1e-2, atol=1e-3)
 
 
 def test_a_compiler_that_fails_is_reported_in_one_line(fresh, monkeypatch, caplog):
