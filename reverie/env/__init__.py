@@ -5,7 +5,7 @@ Start with `make_vector`. `ENVIRONMENTS` is the registry; add your own with ``EN
 
 from reverie.env.placement import with_mode
 from reverie.env.registry import ENVIRONMENTS, EnvOptions, make, repeats, with_protocol
-from reverie.env.vector import VectorEnv, make_vector
+from reverie.env.vector import VectorEnv, make_vector, spaces_of
 from reverie.env.wrappers import Environment
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "make",
     "make_vector",
     "repeats",
+    "spaces_of",
     "with_mode",
     "with_protocol",
 ]

@@ -10,6 +10,7 @@ Rows come in lock-step and in order, so the same seed and actions give the same 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import time
@@ -27,7 +28,7 @@ from reverie.env.registry import ENVIRONMENTS, EnvOptions, find, make, suite_of
 from reverie.env.slot import Slot
 from reverie.env.worker import Inline, Place, Worker
 from reverie.env.wrappers import Environment
-from reverie.types import ConfigError, Step, StoredDataError, action_width
+from reverie.types import ActionSpec, ConfigError, ObservationSpec, Step, StoredDataError, action_width
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,12 @@ def make_vector(options: EnvOptions, seed: int, *, envs: int | None = None) -> V
     if recipe is None:
         return VectorEnv(options, seed, size, lambda number, own: Inline(functools.partial(_make, options), own))
     return VectorEnv(options, seed, size, lambda number, own: Worker(recipe, own, f"{options.name}-{number}"))
+
+
+def spaces_of(options: EnvOptions) -> tuple[dict[str, ObservationSpec], ActionSpec]:
+    """What an environment shows and takes: one is made and closed. Raises as `make_vector` does."""
+    with contextlib.closing(make_vector(options.model_copy(update={"mode": "inline"}), 0, envs=1)) as envs:
+        return envs.observation, envs.action
 
 
 @functools.cache

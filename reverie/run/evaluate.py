@@ -21,7 +21,7 @@ from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.behavior.hierarchy import GOAL_THRESHOLD
 from reverie.config import Config
-from reverie.env import EnvOptions, make, make_vector, with_mode
+from reverie.env import EnvOptions, make_vector, spaces_of, with_mode
 from reverie.imagine import open_loop
 from reverie.run import checkpoint
 from reverie.run.collect import Episode, Scores
@@ -194,8 +194,8 @@ def restore_agent(
 ) -> tuple[Agent, Config]:
     """The agent in a checkpoint, ready to play, and its configuration, with another environment if ``env`` names one.
 
-    Raises StoredDataError, DeviceError, and ConfigError for an environment that cannot be made, or that runs code
-    which the checkpoint names, unless its source is to be trusted.
+    Raises StoredDataError, DeviceError, EnvironmentFailure, and ConfigError for an environment that cannot be made, or
+    that runs code which the checkpoint names, unless its source is to be trusted.
     """
     chosen = choose_device(device)
     config, state = checkpoint.load_run(path)
@@ -203,9 +203,6 @@ def restore_agent(
     values |= {} if plugins is None else {"env.plugins": plugins}
     config = configuration.build(configuration.adopt(config.model_dump(mode="json"), str(path), (), values, trust))
     set_up(config.run.threads, config.run.kernels)
-    example = make(config.env)
-    spaces = example.observation, example.action
-    example.close()
-    agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, chosen)
+    agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces_of(config.env), chosen)
     agent.restore_model(state)
     return agent, config

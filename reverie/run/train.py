@@ -19,7 +19,7 @@ from reverie import compilation, native
 from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.config import Config
-from reverie.env import make, make_vector, repeats, with_mode
+from reverie.env import make_vector, repeats, spaces_of, with_mode
 from reverie.env.worker import summary
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
@@ -124,7 +124,7 @@ class DreamerV3Trainer:
         if own:
             keep_identity(config, state["config"]["run"], real)
             return cls(config, folder, state)
-        make(config.env).close()  # before the folder is: a wrong name leaves nothing behind
+        spaces_of(config.env)  # before the folder is: a wrong name leaves nothing behind
         return cls(config, *branch(config, path, state))
 
     # --- the loop ---

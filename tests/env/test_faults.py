@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from reverie.env import EnvOptions, make_vector
+from reverie.env import EnvOptions, make_vector, spaces_of
 from reverie.env.worker import summary
 from reverie.types import ConfigError, EnvironmentFailure
 from tests.counting import CountingEnv
@@ -182,6 +182,18 @@ def test_an_environment_in_this_process_cannot_end_it(where, monkeypatch):
     monkeypatch.setattr(CountingEnv, where, interrupt)
     with pytest.raises(KeyboardInterrupt):
         play("inline", steps=2, envs=1)
+
+
+@pytest.mark.parametrize("raised", [RuntimeError, SystemExit])
+def test_an_environment_that_only_tells_its_spaces_may_fail_as_well(raised, monkeypatch):
+    def fail(*_: Any, **__: Any) -> Any:
+        raise raised("no licence")
+
+    options = EnvOptions(name="counting")
+    assert set(spaces_of(options)[0]) == {"count", "episode", "action"}
+    monkeypatch.setattr(CountingEnv, "__init__", fail)
+    with pytest.raises(EnvironmentFailure, match="no licence"):
+        spaces_of(options)
 
 
 @pytest.mark.parametrize("mode", ["inline", "processes"])
