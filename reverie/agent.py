@@ -131,10 +131,13 @@ class Agent(nn.Module):
         return copy.deepcopy(self, {id(self.optimizers): {}, id(self.generators): self.generators})
 
     @torch.no_grad()
-    def act(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[np.ndarray, Carry]:
+    def act(
+        self, step: Step, carry: Carry, generator: torch.Generator | None = None, deterministic: bool = False
+    ) -> tuple[np.ndarray, Carry]:
         """Sees a step, and draws an action [E, A] from the policy. As published, evaluation samples too.
 
         ``generator`` defaults to the agent's own; evaluation brings another, so that it leaves no trace.
+        With ``deterministic``, the action is the policy's mode; latents and goals are drawn all the same.
         """
         generator = generator or self.generators["act"]
         worker, envs = self.behavior.worker, len(step.first)
@@ -150,11 +153,11 @@ class Agent(nn.Module):
             carry.latent.deter,
             carry.latent.stoch,
             latent_noise[:, None],
-        )
-        latent = latent.at(0)
+        ).at(0)
         goal, age = self.behavior.next_goal(latent, carry.goal, carry.age, first, goal_noise)
         policy = worker.policy(torch.cat([latent.features, goal.target], -1))
-        action = worker.distribution.sample(policy, action_noise)
+        choices = worker.distribution
+        action = choices.mode(policy) if deterministic else choices.sample(policy, action_noise)
         return action.cpu().numpy(), Carry(latent, action, goal, age)
 
     # --- learning ---

@@ -54,14 +54,13 @@ def parser() -> argparse.ArgumentParser:
     for command, run, episodes in ((evaluate, _evaluate, 100), (play, _play, 1)):
         command.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pt"))
         command.add_argument("--episodes", type=_at_least(1), default=episodes)
+        command.add_argument("--deterministic", action="store_true", help="take the likeliest actions, draw none")
         command.add_argument("--seed", type=_at_least(0), default=0)
         command.add_argument("--env", help="another name for its environment, such as module:callable")
         _add_code_flags(command)
         command.add_argument("--device", default="auto")
         command.set_defaults(run=run)
-    evaluate.add_argument(
-        "--shuffle-goals", action="store_true", help="give every environment the goals that were meant for another"
-    )
+    evaluate.add_argument("--shuffle-goals", action="store_true", help="give every environment the goals of another")
     play.add_argument("--output", type=Path, default=Path("media"), help="folder for the videos")
 
     profile = commands.add_parser("profile", help="say where the time of a training step goes")
@@ -279,7 +278,8 @@ def _evaluate(options: argparse.Namespace) -> int:
     agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
     if options.shuffle_goals:
         agent.behavior.shuffle()
-    result = evaluate(agent, config.env, options.episodes, options.seed, limit=config.run.evaluate_limit)
+    limit, likeliest = config.run.evaluate_limit, options.deterministic or config.run.evaluate_deterministic
+    result = evaluate(agent, config.env, options.episodes, options.seed, limit=limit, deterministic=likeliest)
     for name, share in result.goals.items():
         print(f"{name}: {share:.1%}")
     print(result)
@@ -292,7 +292,7 @@ def _play(options: argparse.Namespace) -> int:
 
     agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
     limit = config.run.evaluate_limit
-    for line in play(agent, config.env, options.episodes, options.seed, options.output, limit):
+    for line in play(agent, config.env, options.episodes, options.seed, options.output, limit, options.deterministic):
         print(line, flush=True)
     return 0
 

@@ -82,6 +82,8 @@ class RunOptions(Options):
     """Episodes per evaluation."""
     evaluate_limit: int = Field(default=30_000, ge=0)
     """Steps after which an episode is stopped that is not played for training: in evaluations and films; 0: none."""
+    evaluate_deterministic: bool = False
+    """Evaluate with the likeliest actions; as published, they are drawn from the policy."""
     checkpoint_every: int = Field(default=5_000, ge=1)
     """Steps between checkpoints."""
     checkpoint_dir: str = Field(default="checkpoints", min_length=1)

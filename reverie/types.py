@@ -1,7 +1,6 @@
 """The nouns that cross borders between layers, and the time-lines that hold them together.
 
-A *step* is one decision of the agent in one environment. Where its action is repeated (`env.repeat`), it lasts as many
-*frames* of the environment. Everything counts steps, all environments together, but for what is called frames.
+A *step* is one decision of the agent in one environment. Where actions repeat (`env.repeat`), it is several *frames*.
 
 Shape letters, used in every annotation of the package::
 

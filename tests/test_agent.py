@@ -95,6 +95,21 @@ def test_evaluation_with_its_own_generator_leaves_no_trace():
     assert np.array_equal(agent.act(step_of(agent), agent.initial(3))[0], twin.act(step_of(twin), twin.initial(3))[0])
 
 
+def test_without_chance_the_action_is_the_likeliest_and_the_random_numbers_go_on_as_ever():
+    agent = make_agent()
+    shake(agent, 0.5)
+    generators = [torch.Generator().manual_seed(7) for _ in range(2)]
+    drawn, chosen = (
+        agent.act(step_of(agent), agent.initial(3), generator, deterministic)[1]
+        for generator, deterministic in zip(generators, (False, True), strict=True)
+    )
+    worker = agent.behavior.worker
+    policy = worker.policy(torch.cat([chosen.latent.features, chosen.goal.target], -1))
+    assert torch.equal(chosen.action, worker.distribution.mode(policy))
+    assert torch.equal(chosen.latent.features, drawn.latent.features)
+    assert torch.equal(*(generator.get_state() for generator in generators))
+
+
 def test_an_agent_is_decided_by_its_seed_alone():
     torch.manual_seed(1)
     agent = make_agent(seed=4)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class Distribution(Protocol):
     """No parameters have less or more."""
 
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor: ...
+
+    def mode(self, params: Tensor) -> Tensor: ...
 
     def logprob(self, params: Tensor, action: Tensor) -> Tensor: ...
 
@@ -55,6 +58,10 @@ class OneHot:
 
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
         return sample_one_hot(mixed_probs(self.split(params), self.unimix), uniform).flatten(-2)
+
+    def mode(self, params: Tensor) -> Tensor:
+        likeliest = self.split(params).argmax(-1)
+        return F.one_hot(likeliest, self.classes).to(params.dtype).flatten(-2)
 
     def logprob(self, params: Tensor, action: Tensor) -> Tensor:
         return (mixed_log_probs(self.split(params), self.unimix).flatten(-2) * action).sum(-1)
@@ -89,6 +96,9 @@ class BoundedNormal:
     def sample(self, params: Tensor, uniform: Tensor) -> Tensor:
         mean, deviation = self.moments(params)
         return mean + deviation * normal(uniform)
+
+    def mode(self, params: Tensor) -> Tensor:
+        return self.moments(params)[0]
 
     def logprob(self, params: Tensor, action: Tensor) -> Tensor:
         mean, deviation = self.moments(params)
@@ -135,6 +145,11 @@ class ActionDistribution:
         """Draws the flat action vector; one uniform number per discrete part and per continuous dimension."""
         pieces = zip(self.parts, params.split(self._params, -1), uniform.split(self._noise, -1), strict=True)
         return torch.cat([part.sample(p, u) for part, p, u in pieces], -1)
+
+    def mode(self, params: Float[Tensor, "*batch P"]) -> Float[Tensor, "*batch A"]:
+        """The likeliest flat action vector."""
+        pieces = zip(self.parts, params.split(self._params, -1), strict=True)
+        return torch.cat([part.mode(p) for part, p in pieces], -1)
 
     def logprob(self, params: Float[Tensor, "*batch P"], action: Float[Tensor, "*batch A"]) -> Float[Tensor, "*batch"]:
         pieces = zip(self.parts, params.split(self._params, -1), action.split(self._sizes, -1), strict=True)

@@ -1,4 +1,4 @@
-"""Asynchronous collection: environments step and the agent acts in a thread of their own while the agent learns.
+"""Asynchronous playing: environments step and the agent acts in a thread of their own while the agent learns.
 
 It pays where few environments are slow: in lock-step, one update hides one step of theirs, here as many as it lasts.
 """
@@ -7,17 +7,13 @@ from __future__ import annotations
 
 import math
 import threading
-from contextlib import AbstractContextManager
 from fractions import Fraction
 
-import numpy as np
 import torch
 
 from reverie.agent import Agent
 from reverie.env import VectorEnv
-from reverie.replay import SequenceReplayBuffer
-from reverie.run.collect import Collector, Played
-from reverie.types import Carry, Step
+from reverie.run.collect import Played, Player
 
 LONGEST_LEAD = 64
 
@@ -27,25 +23,25 @@ def sufficient_lead(updates_per_step: Fraction, envs: int) -> int:
     return min(1 + math.ceil(1 / (updates_per_step * envs)), LONGEST_LEAD)
 
 
-class AsynchronousCollector(Collector):
-    """Plays with a copy of the weights, in a thread that is at most ``lead`` steps ahead of replay.
+class AsynchronousPlayer(Player):
+    """Plays with a copy of the weights, in a thread that is at most ``lead`` steps ahead of whoever takes them.
 
-    Replay and scores stay with the caller of `step`: rows arrive there one step at a time, in order, and updates keep
-    their ratio to them. Which update's weights chose an action depends on timing.
+    Steps are taken one at a time, in order, so that updates keep their ratio to them. Which update's weights chose an
+    action depends on timing.
     """
 
-    def __init__(self, envs: VectorEnv, agent: Agent, replay: SequenceReplayBuffer, lead: int):
-        super().__init__(envs, agent.twin(), replay)
+    def __init__(self, envs: VectorEnv, agent: Agent, lead: int):
+        super().__init__(envs, agent.twin())
         self.lead = lead
         self.copies, self.originals = (list(one.state_dict().values()) for one in (self.agent, agent))
         self.failure: BaseException | None = None
         self.closed = False
         self.changed = threading.Condition()  # guards `ahead`, `failure` and `closed`
         self.weights = threading.Lock()  # the copy acts, or is refreshed
-        self.thread = threading.Thread(target=self._play_ahead, name="collector", daemon=True)
+        self.thread = threading.Thread(target=self._play_ahead, name="player", daemon=True)
 
     def take(self) -> Played:
-        """As soon as there is one, the oldest step that replay does not have; after the last, what ended the thread."""
+        """As soon as there is one, the oldest step that nobody took; after the last, what ended the thread."""
         if self.thread.ident is None:
             self.refresh()
             self.thread.start()
@@ -56,16 +52,9 @@ class AsynchronousCollector(Collector):
             self.changed.notify()
             return self.ahead.popleft()
 
-    def act(self, step: Step) -> tuple[np.ndarray, Carry]:
-        with self.weights:
-            return super().act(step)
-
     def refresh(self) -> None:
         with self.weights:
             torch._foreach_copy_(self.copies, self.originals)
-
-    def still(self) -> AbstractContextManager:
-        return self.weights
 
     def settle(self) -> None:
         if self.thread.is_alive():
@@ -82,7 +71,7 @@ class AsynchronousCollector(Collector):
     def _play_ahead(self) -> None:
         try:
             while self._has_room():
-                played = self.play()
+                played = self.play(acting=self.weights)
                 with self.changed:
                     self.ahead.append(played)
                     self.changed.notify()

@@ -1,4 +1,4 @@
-"""Collection: the agent plays all environments one step at a time, and every row goes to replay."""
+"""Collection: a player plays all environments one step at a time, and a collector brings every row to replay."""
 
 from __future__ import annotations
 
@@ -48,55 +48,57 @@ class Played:
     latent: dict[str, np.ndarray]
 
 
-class Collector:
-    """What must be remembered between two steps of the real environments, and how to take one.
+class Player:
+    """E environments and the agent that plays in them: what must be remembered between two steps, and how to take one.
 
-    Actions are given out as soon as they are chosen, so that environments in other processes step while the agent
-    learns. The rows are the same as in lock-step: an action never waits for an update.
+    ``generator`` is the agent's own if it is left out; whoever evaluates brings another, and leaves no trace. With
+    ``deterministic``, the agent takes its likeliest actions instead of drawing them.
     """
 
-    def __init__(self, envs: VectorEnv, agent: Agent, replay: SequenceReplayBuffer):
-        self.envs, self.agent, self.replay = envs, agent, replay
-        self.carry, self.scores = agent.initial(envs.size), Scores(envs.size)
+    def __init__(
+        self, envs: VectorEnv, agent: Agent, generator: torch.Generator | None = None, deterministic: bool = False
+    ):
+        self.envs, self.agent, self.generator, self.deterministic = envs, agent, generator, deterministic
+        self.carry = agent.initial(envs.size)
         self.action = self.carry.action.cpu().numpy()
         self.stepping = False
         self.ahead: deque[Played] = deque()
-        """What was played and is not in replay yet: only a collector that is asynchronous leaves something here."""
+        """What was played and not taken yet: only a player in the background leaves something here."""
 
-    def step(self) -> list[Episode]:
-        """Brings one step of every environment to replay; returns the episodes that ended."""
-        played = self.take()
-        self.replay.add(played.step, played.action, played.latent)
-        ended = self.scores.add(played.step.reward, played.step.first, played.step.last)
-        return [episode for _, episode in ended]
-
-    def take(self) -> Played:
-        """The oldest step that replay does not have."""
-        return self.ahead.popleft() if self.ahead else self.play()
-
-    def play(self) -> Played:
-        """Takes one step in every environment."""
+    def observe(self) -> Step:
+        """What the environments show in answer to `action`."""
         if not self.stepping:
             self.envs.send(self.action)
-        step = self.envs.receive()
-        self.action, self.carry = self.act(step)
+        self.stepping = False
+        return self.envs.receive()
+
+    def act(self, step: Step) -> None:
+        """Chooses the next `action`."""
+        self.action, self.carry = self.agent.act(step, self.carry, self.generator, self.deterministic)
+
+    def play(self, acting: AbstractContextManager | None = None) -> Played:
+        """Takes one step in every environment, inside ``acting`` while the agent acts.
+
+        Actions are given out as soon as they are chosen, so that environments in other processes step while the agent
+        learns. The rows are the same as in lock-step: an action never waits for an update.
+        """
+        step = self.observe()
+        with acting or nullcontext():
+            self.act(step)
         stored = self.agent.world.pack(self.carry.latent)
         self.envs.send(self.action)
         self.stepping = True
         return Played(step, self.action, {name: value.cpu().numpy() for name, value in stored.items()})
 
-    def act(self, step: Step) -> tuple[np.ndarray, Carry]:
-        return self.agent.act(step, self.carry)
+    def take(self) -> Played:
+        """The oldest step that nobody took."""
+        return self.ahead.popleft() if self.ahead else self.play()
 
     def refresh(self) -> None:
         """Call it after an update: whoever plays with a copy of the weights copies them anew."""
 
-    def still(self) -> AbstractContextManager:
-        """Where nobody acts in the background."""
-        return nullcontext()
-
     def settle(self) -> None:
-        """Waits until nobody plays; then agent, replay and `state_dict` belong together until the next `step`."""
+        """Waits until nobody plays; agent and `state_dict` belong together until the next `take`."""
 
     def close(self) -> None:
         """Ends what plays in the background."""
@@ -109,21 +111,43 @@ class Collector:
             "action": self.carry.action,
             "goal": list(self.carry.goal.fields),
             "age": self.carry.age,
-            "total": torch.from_numpy(self.scores.total),
-            "length": torch.from_numpy(self.scores.length),
             "ahead": [_each(torch.from_numpy, asdict(played)) for played in self.ahead],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was made; open episodes are replayed from their seeds. Call it before `step`."""
+        """Goes on where `state_dict` was made; open episodes are replayed from their seeds. Call it before `take`."""
         self.envs.load_state_dict(state["envs"])
         device = self.agent.device
         latent, goal = (tuple(field.to(device) for field in state[name]) for name in ("latent", "goal"))
         self.carry = Carry(Latent(*latent), state["action"].to(device), Goal(*goal), state["age"].to(device))
         self.action = state["action"].cpu().numpy()
-        self.scores.total, self.scores.length = state["total"].numpy().copy(), state["length"].numpy().copy()
         ahead = [_each(Tensor.numpy, played) for played in state["ahead"]]
         self.ahead = deque(Played(Step(**played["step"]), played["action"], played["latent"]) for played in ahead)
+
+
+class Collector:
+    """Keeps what a player plays: rows in replay, returns and lengths in scores."""
+
+    def __init__(self, player: Player, replay: SequenceReplayBuffer):
+        self.player, self.replay, self.scores = player, replay, Scores(player.envs.size)
+
+    def step(self) -> list[Episode]:
+        """Brings one step of every environment to replay; returns the episodes that ended."""
+        played = self.player.take()
+        self.replay.add(played.step, played.action, played.latent)
+        ended = self.scores.add(played.step.reward, played.step.first, played.step.last)
+        return [episode for _, episode in ended]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Of player and scores; replay has its own."""
+        scores = {"total": torch.from_numpy(self.scores.total), "length": torch.from_numpy(self.scores.length)}
+        return {"player": self.player.state_dict(), "scores": scores}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where `state_dict` was made. Call it before `step`."""
+        self.player.load_state_dict(state["player"])
+        total, length = state["scores"]["total"], state["scores"]["length"]
+        self.scores.total, self.scores.length = total.numpy().copy(), length.numpy().copy()
 
 
 def _each(function: Callable[[Any], Any], tree: Any) -> Any:

@@ -24,7 +24,7 @@ from reverie.config import Config
 from reverie.env import EnvOptions, make_vector, spaces_of, with_mode
 from reverie.imagine import open_loop
 from reverie.run import checkpoint
-from reverie.run.collect import Episode, Scores
+from reverie.run.collect import Episode, Player, Scores
 from reverie.run.device import choose_device, set_up
 from reverie.types import Carry, Step
 
@@ -126,31 +126,34 @@ def evaluate(
     record: int = 0,
     unwanted: Callable[[], bool] = lambda: False,
     limit: int = 0,
+    deterministic: bool = False,
 ) -> Evaluation:
     """Plays ``episodes`` whole episodes; every environment plays its share, so that short ones are not favoured.
 
     ``record`` is how many steps of the first environment's first episode to keep. Once the result is ``unwanted``, it
-    is what has been played so far. After ``limit`` steps an episode is stopped, unless that is 0.
+    is what has been played so far. After ``limit`` steps an episode is stopped, unless that is 0. As published, actions
+    are drawn from the policy; with ``deterministic`` they are its likeliest.
     """
     limited = LengthLimit(options, limit)
     options = with_mode(limited.options)
     side_by_side = MOST_ENVS if options.mode == "inline" else options.envs
     envs = make_vector(options, seed, envs=min(episodes, side_by_side))
-    generator = torch.Generator(agent.device).manual_seed(seed)
+    player = Player(envs, agent, torch.Generator(agent.device).manual_seed(seed), deterministic)
     share = np.full(envs.size, episodes // envs.size) + (np.arange(envs.size) < episodes % envs.size)
-    carry, scores, finished, fits = agent.initial(envs.size), Scores(envs.size), [], []
-    start = carry.latent.deter  # where each goal was chosen
-    action, recording, recorded = carry.action.cpu().numpy(), Recording(), record == 0
+    scores, finished, fits = Scores(envs.size), [], []
+    start = player.carry.latent.deter  # where each goal was chosen
+    recording, recorded = Recording(), record == 0
     try:
         while share.any():
-            step, idle = envs.step(action), share == 0
+            step, idle = player.observe(), share == 0
             for index, episode in scores.add(step.reward, step.first, step.last):
                 if share[index]:
                     share[index] -= 1
                     finished.append(episode)
             limited.watch(scores.length[~idle])
-            before, previous_action = carry, action
-            action, carry = agent.act(step, carry, generator)
+            before, previous_action = player.carry, player.action
+            player.act(step)
+            carry = player.carry
             if not recorded:
                 recording.add(step, previous_action, carry)
                 recorded = bool(step.last[0]) or len(recording) == record

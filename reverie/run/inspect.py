@@ -31,7 +31,9 @@ def describe(path: Path) -> Iterator[str]:
         yield "  goals in force, one code per environment:"
         sizes = config.world.sizes
         goals = GOAL_SPACES[config.hierarchy.goals](config.hierarchy, sizes.deter, sizes.units)
-        yield from (f"    {code}" for code in goal_codes(state["collector"]["goal"][0], goals.distribution.noise))
+        yield from (
+            f"    {code}" for code in goal_codes(state["collector"]["player"]["goal"][0], goals.distribution.noise)
+        )
     yield f"  keys: {' '.join(sorted(state))}"
 
 

@@ -11,24 +11,33 @@ import torch
 
 from reverie.agent import Agent
 from reverie.env import EnvOptions, make_vector
-from reverie.env.vector import VectorEnv
 from reverie.env.worker import Failure
 from reverie.run import video
-from reverie.run.collect import Episode, Scores
+from reverie.run.collect import Episode, Player, Scores
 from reverie.run.evaluate import RECORDED, LengthLimit, Recording, dream_along, show_goals
 
 log = logging.getLogger(__name__)
 
 
-def play(agent: Agent, options: EnvOptions, episodes: int, seed: int, output: Path, limit: int = 0) -> Iterator[str]:
+def play(
+    agent: Agent,
+    options: EnvOptions,
+    episodes: int,
+    seed: int,
+    output: Path,
+    limit: int = 0,
+    deterministic: bool = False,
+) -> Iterator[str]:
     """Plays ``episodes`` one after another; writes ``episode_<n>`` and ``dream_<n>_<key>`` videos into ``output``.
 
     A dream is of the first `RECORDED` steps. An environment that cannot draw itself is filmed by its dream alone. After
-    ``limit`` steps an episode is stopped, unless that is 0. Yields a line per episode and per file.
+    ``limit`` steps an episode is stopped, unless that is 0. With ``deterministic``, actions are the policy's likeliest.
+    Yields a line per episode and per file.
     """
     limited = LengthLimit(options, limit)
     envs = make_vector(limited.options.model_copy(update={"mode": "inline"}), seed, envs=1)
-    stage = _Stage(envs, agent, seed, limited)
+    player = Player(envs, agent, torch.Generator(agent.device).manual_seed(seed), deterministic)
+    stage = _Stage(player, limited)
     try:
         for number in range(1, episodes + 1):
             frames, path = stage.episode(), output / f"episode_{number}.mp4"
@@ -53,35 +62,31 @@ class _Stage:
     finished: Episode
     recording: Recording
 
-    def __init__(self, envs: VectorEnv, agent: Agent, seed: int, limited: LengthLimit):
-        self.envs, self.agent, self.scores, self.limited = envs, agent, Scores(1), limited
+    def __init__(self, player: Player, limited: LengthLimit):
+        self.player, self.scores, self.limited = player, Scores(1), limited
         self.draws = True
-        self.generator = torch.Generator(agent.device).manual_seed(seed)
-        self.carry = agent.initial(1)
-        self.action = self.carry.action.cpu().numpy()
 
     def episode(self) -> Iterator[video.Frame]:
         """Plays an episode to its end; yields what the environment draws, if it can."""
         self.recording, finished = Recording(), []
         while not finished:
-            step = self.envs.step(self.action)
+            step, previous_action = self.player.observe(), self.player.action
             finished = self.scores.add(step.reward, step.first, step.last)
             self.limited.watch(self.scores.length)
-            previous_action = self.action
-            self.action, self.carry = self.agent.act(step, self.carry, self.generator)
+            self.player.act(step)
             if len(self.recording) < RECORDED:
-                self.recording.add(step, previous_action, self.carry)
+                self.recording.add(step, previous_action, self.player.carry)
             if (frame := self._draw()) is not None:
                 yield frame
         self.finished = finished[0][1]
 
     def _draw(self) -> video.Frame | None:
         try:
-            return self.envs.render()
+            return self.player.envs.render()
         except Failure as failure:
             if self.draws:
                 log.warning(
-                    "%s cannot draw itself, which films only what it dreams: %s", self.envs.name, failure.summary
+                    "%s cannot draw itself, which films only what it dreams: %s", self.player.envs.name, failure.summary
                 )
             self.draws = False
             return None

@@ -23,9 +23,9 @@ from reverie.env import make_vector, repeats, spaces_of, with_mode
 from reverie.env.worker import summary
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
-from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
+from reverie.run.asynchronous import AsynchronousPlayer, sufficient_lead
 from reverie.run.checkpoint import DivergenceError
-from reverie.run.collect import Collector
+from reverie.run.collect import Collector, Player
 from reverie.run.device import choose_device, set_up, warn_of_precision
 from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, show_goals
 from reverie.run.folder import branch, claim, keep_identity, lock, refuse_occupied
@@ -86,10 +86,10 @@ class DreamerV3Trainer:
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
         resources.callback(self.replay.close)
-        parts = self.envs, self.agent, self.replay
-        lead = sufficient_lead(config.updates_per_step, self.envs.size)
-        self.collector = AsynchronousCollector(*parts, lead) if run.asynchronous else Collector(*parts)
-        resources.callback(self.collector.close)
+        lead, pair = sufficient_lead(config.updates_per_step, self.envs.size), (self.envs, self.agent)
+        self.player = AsynchronousPlayer(*pair, lead) if run.asynchronous else Player(*pair)
+        resources.callback(self.player.close)
+        self.collector = Collector(self.player, self.replay)
         self.checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints", Path(run.checkpoint_dir))
         if state is not None:
             self._restore(state)
@@ -188,7 +188,7 @@ class DreamerV3Trainer:
         batch = self.replay.sample()
         metrics, latent = self._compile(batch) if self.compiling else self.agent.learn(batch)
         self.replay.write_latent(batch.slot, {name: value.cpu() for name, value in latent.items()})
-        self.collector.refresh()
+        self.player.refresh()
         self.updates += 1
         self._sums = {name: self._sums[name] + value if self._summed else value for name, value in metrics.items()}
         self._summed += 1
@@ -197,8 +197,8 @@ class DreamerV3Trainer:
         """The first update, which makes machine code; nobody may act meanwhile, for a tracing torch patches modules."""
         self.compiling = False
         log.info("compiling the update: a minute or more, unless %s has it", compilation.folder())
-        with self.collector.still():
-            return self.agent.learn(batch)
+        self.player.settle()
+        return self.agent.learn(batch)
 
     def _log(self) -> None:
         means = {name: total / self._summed for name, total in self._sums.items()}
@@ -218,14 +218,17 @@ class DreamerV3Trainer:
     def _evaluate(self) -> bool:
         """Plays, saves the best, and films; whether the target return was reached."""
         run = self.config.run
-        seed = run.seed + 1_000_003 * (1 + self.step)
-        env, episodes, record, stopped = (
+        seed, stopped = (run.seed + 1_000_003 * (1 + self.step)) % 2**32, self.interruption.wished
+        result = evaluate(
+            self.agent,
             self.config.env,
             run.evaluate_episodes,
-            RECORDED * run.video,
-            self.interruption.wished,
+            seed,
+            record=RECORDED * run.video,
+            unwanted=stopped,
+            limit=run.evaluate_limit,
+            deterministic=run.evaluate_deterministic,
         )
-        result = evaluate(self.agent, env, episodes, seed % 2**32, record, stopped, run.evaluate_limit)
         if stopped():
             return False
         log.info("Evaluation at step %d: %s", self.step, result)
@@ -268,7 +271,7 @@ class DreamerV3Trainer:
 
         Before the first evaluation the newest is also the best.
         """
-        self.collector.settle()
+        self.player.settle()
         self.replay.flush()
         state = self.agent.checkpoint() | {
             "config": self.config.model_dump(mode="json"),

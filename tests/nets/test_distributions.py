@@ -166,3 +166,13 @@ def test_parts_of_a_mixed_action_diverge_independently():
     new[7] += 1.0
     close(joint.divergence(old, new), joint.parts[2].divergence(old[7:], new[7:]))
     assert joint.divergence(old, new) > 0 and joint.divergence(old, old) == 0
+
+
+def test_the_mode_is_the_likeliest_action():
+    parts = (ActionPart("a", 3, True), ActionPart("b", 2, False), ActionPart("c", 4, True))
+    distribution = ActionDistribution.of(parts, unimix=0.01)
+    params = torch.randn(50, distribution.parameters)
+    likeliest = distribution.logprob(params, distribution.mode(params))
+    for _ in range(20):
+        drawn = distribution.sample(params, uniform(50, distribution.noise))
+        assert (distribution.logprob(params, drawn) <= likeliest).all()

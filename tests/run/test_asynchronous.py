@@ -20,9 +20,9 @@ import torch
 from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.env import ENVIRONMENTS
-from reverie.run.asynchronous import AsynchronousCollector, sufficient_lead
+from reverie.run.asynchronous import AsynchronousPlayer, sufficient_lead
 from reverie.run.train import DreamerV3Trainer
-from reverie.types import EnvironmentFailure
+from reverie.types import Batch, EnvironmentFailure
 from tests.counting import create_counting
 from tests.run.test_train import TINY, CountingAgent, final_state, make_config
 
@@ -40,7 +40,7 @@ def counting():
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert not any(thread.name == "collector" for thread in threading.enumerate())
+    assert not any(thread.name == "player" for thread in threading.enumerate())
 
 
 def make(folder: Path, asynchronous: bool = True, run: dict[str, Any] | None = None, **env: Any) -> DreamerV3Trainer:
@@ -74,13 +74,16 @@ def test_rows_and_updates_are_those_of_lock_step_though_it_evaluates_and_saves(t
 
 def test_nobody_acts_while_the_first_update_is_compiled(tmp_path, monkeypatch):
     trainer = make(tmp_path)
-    trainer.compiling, trainer.collector.weights = True, threading.RLock()
-    learn, alone = trainer.agent.learn, []
-    monkeypatch.setattr(
-        trainer.agent, "learn", lambda batch: alone.append(trainer.collector.weights._is_owned()) or learn(batch)
-    )
+    trainer.compiling, player, learn, settled = True, trainer.player, trainer.agent.learn, []
+    monkeypatch.setattr(player, "settle", lambda: settled.append(trainer.updates) or AsynchronousPlayer.settle(player))
+
+    def compile_and_learn(batch: Batch) -> Any:
+        assert trainer.updates or (settled == [0] and len(player.ahead) == player.lead)
+        return learn(batch)
+
+    monkeypatch.setattr(trainer.agent, "learn", compile_and_learn)
     trainer.train()
-    assert len(alone) > 2 and alone[0] and not any(alone[1:])
+    assert trainer.updates > 2 and settled == [0, trainer.updates]
 
 
 @pytest.mark.parametrize("then", ["true", "false"])
@@ -88,7 +91,7 @@ def test_no_row_is_lost_or_doubled_by_a_resume(tmp_path, lock_step, then, caplog
     make(tmp_path, run={"steps": 99}).train()
     middle = final_state(tmp_path)
     lead = sufficient_lead(configuration.build(TINY).updates_per_step, envs=3)
-    assert middle["global_step"] == 99 and len(middle["collector"]["ahead"]) == lead
+    assert middle["global_step"] == 99 and len(middle["collector"]["player"]["ahead"]) == lead
     latest = tmp_path / "run" / "checkpoints" / "latest.pt"
     parts = DreamerV3Trainer.resume(latest, ["run.steps=160", f"run.async={then}"])
     assert ("not bit-exact: collection is asynchronous" in caplog.text) == (then == "true")
@@ -99,20 +102,20 @@ def test_no_row_is_lost_or_doubled_by_a_resume(tmp_path, lock_step, then, caplog
 
 def test_playing_stands_still_at_its_lead_and_goes_on_with_fresh_weights(tmp_path):
     trainer = make(tmp_path)
-    collector = trainer.collector
-    assert isinstance(collector, AsynchronousCollector)
+    player = trainer.player
+    assert isinstance(player, AsynchronousPlayer)
     for taken in range(1, 4):
-        collector.step()
-        collector.settle()
-        assert len(collector.ahead) == collector.lead and len(trainer.replay) == 3 * taken
-    learner, player = trainer.agent, collector.agent
+        trainer.collector.step()
+        player.settle()
+        assert len(player.ahead) == player.lead and len(trainer.replay) == 3 * taken
+    learner, copies = trainer.agent, player.agent
     learner.restore(learner.checkpoint())
     with torch.no_grad():
         next(learner.parameters()).add_(1)
         learner.behavior.worker.return_high.add_(1)
-    assert not torch.equal(next(learner.parameters()), next(player.parameters()))
-    collector.refresh()
-    for fresh, copy in zip(learner.state_dict().values(), player.state_dict().values(), strict=True):
+    assert not torch.equal(next(learner.parameters()), next(copies.parameters()))
+    player.refresh()
+    for fresh, copy in zip(learner.state_dict().values(), copies.state_dict().values(), strict=True):
         assert torch.equal(fresh, copy) and fresh.data_ptr() != copy.data_ptr()
     trainer.close()
 

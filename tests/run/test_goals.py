@@ -36,7 +36,7 @@ def test_goals_are_counted_while_their_environment_plays_its_share(checkpoint, m
         met.append((goal.target, latent.deter, start))
         return Hierarchy.goal_outcomes(agent.behavior, goal, age, latent, first, start)
 
-    monkeypatch.setattr(agent.behavior, "arrivals", arrivals)
+    monkeypatch.setattr(agent.behavior, "goal_outcomes", goal_outcomes)
     result = evaluate(agent, config.env.model_copy(update={"mode": "inline"}), episodes=3, seed=0)
     assert len(result.fits) == sum(episode.length // 2 for episode in result.episodes)
     names = {f"evaluation/goal_reach{which}" for which in ("", "_shuffled", "_at_start")}
@@ -58,7 +58,7 @@ def test_replay_keeps_nothing_of_goals_and_a_flat_agent_plays_as_before_there_we
         DreamerV3Trainer(make_config(tmp_path / name, **changes)) for name, changes in (("a", {}), ("b", MANAGED))
     )
     assert flat.replay.store.layout == managed.replay.store.layout
-    played = [flat.collector.play() for _ in range(200)]
+    played = [flat.player.play() for _ in range(200)]
     rows = [(row.action.astype(np.int8), row.step.reward.astype(np.float32), row.step.first) for row in played]
     digest = sha256(b"".join(column.tobytes() for row in rows for column in row)).hexdigest()
     flat.close(), managed.close()

@@ -382,6 +382,21 @@ def test_a_film_that_fails_ends_nothing(tmp_path, monkeypatch, caplog):
     assert "no video of step 80: OSError: [Errno 28] No space left" in caplog.text
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_evaluations_alone_take_the_likeliest_actions_where_that_is_chosen(tmp_path, monkeypatch, deterministic):
+    run = {"steps": 40, "evaluate_every": 40, "evaluate_episodes": 1, "video": False}
+    trainer = DreamerV3Trainer(make_config(tmp_path, run=run | {"evaluate_deterministic": deterministic}))
+    act, chosen = Agent.act, []
+
+    def note(agent: Agent, step: Step, carry: Carry, generator: Any, likeliest: bool) -> tuple[np.ndarray, Carry]:
+        chosen.append((generator is not None, likeliest))
+        return act(agent, step, carry, generator, likeliest)
+
+    monkeypatch.setattr(Agent, "act", note)
+    trainer.train()
+    assert set(chosen) == {(False, False), (True, deterministic)}
+
+
 def test_until_one_is_evaluated_the_newest_checkpoint_is_the_best(tmp_path):
     DreamerV3Trainer(make_config(tmp_path, run={"checkpoint_every": 40, "steps": 80})).train()
     best = checkpoint.load(tmp_path / "run" / "checkpoints" / "best_model.pt")
@@ -407,12 +422,12 @@ class CountingAgent(Agent):
 
     learned = 0
 
-    def act(self, step: Step, carry: Carry, generator: torch.Generator | None = None) -> tuple[np.ndarray, Carry]:
+    def act(self, step: Step, carry: Carry, *choices: Any) -> tuple[np.ndarray, Carry]:
         took = np.where(step.first, -1, carry.action.numpy().argmax(-1))
         assert (step.obs["action"][:, 0] == took).all()
         assert (step.obs["count"][:, 0][step.first] == 0).all()
         assert (step.reward == step.obs["count"][:, 0]).all()
-        return super().act(step, carry, generator)
+        return super().act(step, carry, *choices)
 
     def learn(self, batch: Batch):
         count, first = batch.obs["count"][..., 0], batch.first
