@@ -136,6 +136,7 @@ class Chunk:
             _reserve(self.paths[1], latents, self.size, range(rows))
         self.open(columns, latents)
         self.rows = self.reserved = rows
+        self.dirty = False  # a checkpoint names rows that are on the disk
         return self.digest() == digest
 
     def open(self, columns: Columns, latents: Columns) -> None:
@@ -175,6 +176,7 @@ class Chunk:
             written = np.flatnonzero(tail.any(tuple(range(1, tail.ndim))))
             if len(written):  # what was never written has no place on the disk, and needs none
                 tail[: written[-1] + 1] = 0
+                self.dirty = True
 
     def digest(self) -> str:
         """SHA-256 of the observation columns of all rows."""
