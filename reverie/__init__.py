@@ -5,6 +5,7 @@ from reverie.config import Config
 from reverie.env import ENVIRONMENTS
 from reverie.replay import SequenceReplayBuffer
 from reverie.run.train import DreamerV3Trainer
+from reverie.run.trained import TrainedAgent
 from reverie.world.modality import DECODERS, ENCODERS, MODALITY_CONFIGS, ModalityConfig
 from reverie.world.model import MultimodalWorldModel
 
@@ -19,4 +20,5 @@ __all__ = [
     "ModalityConfig",
     "MultimodalWorldModel",
     "SequenceReplayBuffer",
+    "TrainedAgent",
 ]

@@ -4,7 +4,7 @@ Start with `make_vector`. `ENVIRONMENTS` is the registry; add your own with ``EN
 """
 
 from reverie.env.placement import with_mode
-from reverie.env.registry import ENVIRONMENTS, EnvOptions, make, repeats, with_protocol
+from reverie.env.registry import ENVIRONMENTS, EnvOptions, adapt, make, repeats, with_protocol
 from reverie.env.vector import VectorEnv, make_vector, spaces_of
 from reverie.env.wrappers import Environment
 
@@ -13,6 +13,7 @@ __all__ = [
     "EnvOptions",
     "Environment",
     "VectorEnv",
+    "adapt",
     "make",
     "make_vector",
     "repeats",

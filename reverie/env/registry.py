@@ -122,6 +122,12 @@ def make(options: EnvOptions) -> Environment:
         raise ConfigError(f"{options.name} cannot be made with env.kwargs = {options.kwargs}: {error}") from error
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigError(f"{options.name} needs a package that is not installed: {error}") from error
+    return adapt(env, options)
+
+
+def adapt(env: Any, options: EnvOptions) -> Environment:
+    """A `gymnasium.Env`, adapted and wrapped as the options ask for. Raises `ConfigError` as `make` does."""
+    options = with_protocol(options)
     return _check_sizes(_wrap(GymnasiumEnvironment(_with_spaces(env, options)), options), options)
 
 

@@ -1,0 +1,67 @@
+"""A trained agent in a loop of the user's own: observations in, actions out, one environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from reverie.agent import Agent, describe
+from reverie.config import Config
+from reverie.env import Environment, adapt, make
+from reverie.run.evaluate import restore_agent
+from reverie.types import ConfigError, Step
+
+
+class TrainedAgent:
+    """The agent of a checkpoint, which remembers one episode. Call `reset` where an episode begins."""
+
+    def __init__(self, agent: Agent, config: Config, seed: int = 0):
+        self.agent, self.config = agent, config
+        self.generator = torch.Generator(agent.device).manual_seed(seed)
+        self.reset()
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "auto", seed: int = 0, *, trust: bool = False) -> TrainedAgent:
+        """The agent that a run saved at ``path``; the same ``seed`` and observations give the same actions.
+
+        An environment that the run knew from `ENVIRONMENTS` has to be there again. Raises what `restore_agent` does.
+        """
+        return cls(*restore_agent(Path(path), device, trust=trust), seed)
+
+    def environment(self, env: Any = None) -> Environment:
+        """One environment as the agent was trained in it, or ``env``, a `gymnasium.Env`, with the same around it.
+
+        Its ``reset(seed)`` gives the observation, ``step(action)`` observation, reward, terminated and truncated.
+        Raises ConfigError where ``env`` shows or takes something else than the agent knows.
+        """
+        if env is None:
+            return make(self.config.env)
+        adapted = adapt(env, self.config.env)
+        if (found := describe(adapted.observation, adapted.action)) != self.agent.spaces:
+            raise ConfigError(f"the environment has the spaces {found}, the agent knows {self.agent.spaces}; give it "
+                              "one like that of its training")  # fmt: skip
+        return adapted
+
+    def reset(self) -> None:
+        """Forgets what was seen: the next observation begins an episode."""
+        self.carry, self.first = self.agent.initial(1), True
+
+    def act(self, observation: Mapping[str, np.ndarray], deterministic: bool = False) -> Float[np.ndarray, "A"]:
+        """The action for what the environment shows: drawn from the policy, or its likeliest.
+
+        Raises ConfigError for an observation of other keys.
+        """
+        if observation.keys() != (known := self.agent.world.observation.keys()):
+            raise ConfigError(f"the observation has the keys {sorted(observation)}, the agent knows {sorted(known)}; "
+                              "use an environment that `TrainedAgent.environment` gave")  # fmt: skip
+        no = np.zeros(1, bool)
+        obs = {key: np.asarray(value)[None] for key, value in observation.items()}
+        step = Step(obs, np.zeros(1, np.float32), first=np.array([self.first]), last=no, terminal=no)
+        action, self.carry = self.agent.act(step, self.carry, self.generator, deterministic)
+        self.first = False
+        return action[0]
