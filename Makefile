@@ -10,7 +10,7 @@ ifneq ($(INTACT),yes)
 .PHONY: $(READY)
 endif
 
-.PHONY: help train test check bench clean
+.PHONY: help train test check sanitize bench clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -26,6 +26,14 @@ check: $(READY)  ## check format, style and types
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/pyright
+
+# Flags of the sanitizers follow those of the kernels. Reports go to the terminal, past what pytest keeps; the first one
+# ends the run.
+SANITIZED := sh -c "exec gcc \"$$@\" -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" gcc
+sanitize: $(READY)  ## run the tests of the native kernels with checks of memory and undefined behaviour (gcc)
+	CC='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+	.venv/bin/python -m pytest -n 0 --capture=sys tests/native
 
 bench: $(READY)  ## measure learning and write benchmarks/results
 	.venv/bin/python benchmarks/learning.py

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import torch
 
 from reverie import native
+from reverie.native import build
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def _prepare() -> None:
 def folder() -> str:
     """Where torch keeps what it compiled: in the user's cache, unless the environment names another place."""
     if CACHE not in os.environ:
-        os.environ[CACHE] = str(native.cache_folder() / "compiled")
+        os.environ[CACHE] = str(build.cache_folder() / "compiled")
     return os.environ[CACHE]
 
 

@@ -7,8 +7,6 @@ without training them. Nothing here waits for the device.
 
 from __future__ import annotations
 
-import ctypes
-import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import native
+from reverie.native import optimizer as kernel
 from reverie.types import Metrics, Options, StoredDataError, cpu_copy
 
 
@@ -119,13 +118,6 @@ def layer_sizes(parameters: Iterable[nn.Parameter], rows: Mapping[nn.Parameter, 
     ]
 
 
-def recipe(options: OptimizerOptions) -> bytes:
-    """`Recipe` of optimizer.c."""
-    schedule = options.rate, options.warmup, options.decay, options.final
-    numbers = *schedule, options.beta1, options.beta2, options.eps, options.agc, FLOOR, options.clip
-    return struct.pack("10fi", *numbers, options.kind == "adam")
-
-
 class Optimizer:
     """Trains one group of parameters. Build it once the parameters are on their device: they move into its buffer."""
 
@@ -159,7 +151,8 @@ class Optimizer:
         self.count = torch.zeros((), device=self.weight.device)
         self.half = half
         self.lengths = torch.tensor(sizes, device=self.weight.device)
-        self.sizes, self.recipe = (ctypes.c_int64 * len(sizes))(*sizes), recipe(options)  # for the native kernel
+        recipe = options.model_dump(include=OptimizerOptions.model_fields.keys() - {"kind"})
+        self.task = kernel.task(sizes, adam=options.kind == "adam", floor=FLOOR, **recipe)
         self.loss_scale = torch.full_like(self.count, 2.0**16 if half else 1.0)
 
     @property
@@ -191,7 +184,8 @@ class Optimizer:
 
     @torch.no_grad()
     def _descend(self, when: Tensor | None) -> Metrics:
-        norm, skipped, rate = (self._native_step if native.supports(self.weight) else self._step)(when)
+        step = self._native_step if native.supports(self.weight, kernel="optimizer") else self._step
+        norm, skipped, rate = step(when)
         if self.half:
             self.loss_scale *= torch.where(skipped > 0, 0.5, LOSS_SCALE_GROWTH)
             self.loss_scale.clamp_(max=LARGEST_LOSS_SCALE)
@@ -216,10 +210,8 @@ class Optimizer:
 
     def _native_step(self, when: Tensor | None) -> tuple[Tensor, ...]:
         """The same in one call; reading ``when`` costs nothing on a CPU."""
-        report = self.weight.new_empty(3)
-        buffers, wanted = (self.weight, self.gradient, *self.moments), int(when is None or bool(when))
-        native.call("descend", self.recipe, *buffers, self.sizes, len(self.sizes), wanted, self.count, report)
-        return report.unbind()
+        wanted = when is None or bool(when)
+        return kernel.descend(self.task, self.weight, self.gradient, *self.moments, self.count, wanted).unbind()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -198,7 +198,7 @@ class Waits(TorchDispatchMode):
 
 @pytest.mark.parametrize("hierarchy", [FLAT, PLANNED])
 def test_learning_never_waits_for_the_device(hierarchy, monkeypatch):
-    monkeypatch.setattr(native, "_enabled", False)
+    monkeypatch.setattr(native, "_enabled", frozenset())
     monkeypatch.setattr(Means, "wants", lambda *arguments: True)  # as on a GPU
     agent = make_agent(IMAGE | VECTORS, behavior=PASSES, hierarchy=hierarchy)
     batch = make_batch(agent.world)

@@ -55,6 +55,9 @@ HEAVY = {
 WITHOUT_STRINGS = {"agent.py", "behavior/ppo.py", "behavior/hierarchy.py"}
 """The algorithm. A variant is an entry of a registry, never a comparison with a name here."""
 
+COMPUTES = BELOW_AGENT - {"native"} | {"agent"}
+"""All parts that hold tensors, without the fence around C."""
+
 FILE_LINES = 330
 FUNCTION_LINES = 65
 
@@ -147,8 +150,18 @@ def unsafe_calls(source: Source) -> Iterator[str]:
             yield source.at(node, "a tensor goes to the agent's device, not to cuda()")
 
 
+def fence(source: Source) -> Iterator[str]:
+    """What computes knows of C through ``native`` alone, whose checks Python never leaves out."""
+    for node, target in source.imports() if source.part in COMPUTES else ():
+        if target.split(".")[0] in {"ctypes", "struct"}:
+            yield source.at(node, f"{target} is used in native only")
+    for node in ast.walk(source.tree) if source.part == "native" else ():
+        if isinstance(node, ast.Assert):
+            yield source.at(node, "a check of native is an exception: python -O leaves assertions out")
+
+
 Rule = Callable[[Source], Iterator[str]]
-RULES: list[Rule] = [forbidden_layers, heavy_imports, string_comparisons, lengths, unsafe_calls]
+RULES: list[Rule] = [forbidden_layers, heavy_imports, string_comparisons, lengths, unsafe_calls, fence]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -183,6 +196,9 @@ def test_package_keeps_the_rule(rule: Rule) -> None:
         (unsafe_calls, "agent.py", "x.cuda()"),
         (unsafe_calls, "config.py", "eval(text)"),
         (unsafe_calls, "nets/distributions.py", "import torch.distributions as D"),
+        (fence, "optim.py", "import struct"),
+        (fence, "world/rssm_kernels.py", "from ctypes import byref"),
+        (fence, "native/layers.py", "assert x.is_contiguous()"),
         (unsafe_calls, "nets/distributions.py", "D = torch.distributions.Normal"),
     ],
 )

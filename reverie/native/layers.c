@@ -1,23 +1,26 @@
 // The layers of nets/layers.py: RMS norm with SiLU, and stacks of linear layers.
 
+#include "layout.h"
 #include "shared.h"
 
 // Rows that the gradient of a matrix takes together. With a power of two, panels would compete for the same places in
 // the cache.
 #define SLICE 152
 
-void norm_silu_forward(const float *x, const float *scale, float *y, int64_t rows, int width) {
+int norm_silu_forward(const float *x, const float *scale, float *y, int64_t rows, int width) {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
     for (int64_t r = 0; r < rows; r++) norm_silu(x + r * width, scale, y + r * width, width);
+    return DONE;
 }
 
 // dscale is [parts, width], zeroed: one row per part of the rows, summed by the caller.
-void norm_silu_backward(const float *dy, const float *x, const float *scale, float *dx, float *dscale, int64_t rows,
-                        int width, int parts) {
+int norm_silu_backward(const float *dy, const float *x, const float *scale, float *dx, float *dscale, int64_t rows,
+                       int width, int parts) {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
     for (int part = 0; part < parts; part++)
         for (int64_t r = rows * part / parts; r < rows * (part + 1) / parts; r++)
             norm_silu_back(dy + r * width, x + r * width, scale, dx + r * width, dscale + (size_t)part * width, width);
+    return DONE;
 }
 
 // Adds what at most SLICE rows make of the gradients of a matrix, d^T x for each block of both, and of its bias, the
@@ -33,7 +36,10 @@ static void accumulate(const float *d, const float *x, int rows, int blocks, int
         for (size_t j = 0; j < ldd; j++) bias[j] += d[r * ldd + j];
 }
 
-static void *zeros(size_t bytes) { return memset(claim(bytes / sizeof(float) + 1), 0, bytes); }
+static float *zeros(size_t numbers) {
+    float *memory = claim(numbers);
+    return memory ? memset(memory, 0, sizeof(float) * numbers) : NULL;
+}
 
 // The sums of all parts, each `stride` after the one before.
 static void total(float *into, const float *sums, size_t size, size_t stride, int parts) {
@@ -47,49 +53,64 @@ static void total(float *into, const float *sums, size_t size, size_t stride, in
 
 // The gradients of a matrix [blocks, outputs, inputs] and its bias. Every part of the rows has sums of its own, and
 // goes through its rows in slices that stay in the cache.
-void matrix_gradient(const float *d, const float *x, float *into, float *bias, int64_t rows, int blocks, int outputs,
-                     int inputs, int parts) {
+int matrix_gradient(const float *d, const float *x, float *into, float *bias, int64_t rows, int blocks, int outputs,
+                    int inputs, int parts) {
     size_t ldd = (size_t)blocks * outputs, ldx = (size_t)blocks * inputs, numbers = ldd * inputs, stride = numbers + ldd;
-    float *sums = zeros(sizeof(float) * parts * stride);
+    size_t slice = packed_size(SLICE, inputs);
+    float *sums = zeros(parts * stride);
+    _Atomic int failed = sums ? DONE : OUT_OF_MEMORY;
 #pragma omp parallel for schedule(static) if (parts > 1)
     for (int part = 0; part < parts; part++) {
         int64_t end = rows * (part + 1) / parts;
-        float *packed = claim(packed_size(SLICE, inputs)), *sum = sums + part * stride;
-        double *columns = zeros(sizeof(double) * ldd);
+        float *packed = failed ? NULL : claim(slice + 2 * ldd), *sum = sums + part * stride;
+        if (!packed) {
+            failed = OUT_OF_MEMORY;
+            continue;
+        }
+        double *columns = memset(packed + slice, 0, sizeof(double) * ldd);
         for (int64_t r = rows * part / parts; r < end; r += SLICE)
             accumulate(d + r * ldd, x + r * ldx, end - r < SLICE ? end - r : SLICE, blocks, outputs, inputs, packed,
                        sum, columns);
         for (size_t j = 0; j < ldd; j++) sum[numbers + j] = columns[j];
         free(packed);
-        free(columns);
     }
-    total(into, sums, numbers, stride, parts);
-    total(bias, sums + numbers, ldd, stride, parts);
+    if (!failed) {
+        total(into, sums, numbers, stride, parts);
+        total(bias, sums + numbers, ldd, stride, parts);
+    }
     free(sums);
+    return failed;
 }
 
-void mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, int block, int keep) {
+int mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, int block, int keep) {
     float *packed[count];
-    pack_layers(layers, count, packed);
+    _Atomic int failed = pack_layers(layers, count, packed);
     size_t width = widest(layers, count);
 #pragma omp parallel for schedule(static) if (rows > block)
     for (int64_t begin = 0; begin < rows; begin += block) {
-        float *scratch = claim(3 * block * width);
+        float *scratch = failed ? NULL : claim(3 * block * width);
+        if (!scratch) {
+            failed = OUT_OF_MEMORY;
+            continue;
+        }
         mlp_rows(layers, count, packed, x + begin * layers[0].inputs, begin,
                  rows - begin < block ? rows - begin : block, scratch, width, keep);
         free(scratch);
     }
     free_all(packed, count);
+    return failed;
 }
 
 // The gradients of x (unless dx is NULL), of matrices and biases (unless a layer's places are NULL) and of scales.
-void mlp_backward(const Layer *layers, int count, const float *x, const float *dy, float *dx, float *const *dweight,
-                  float *const *dbias, float *const *dscale, int64_t rows, int parts) {
+int mlp_backward(const Layer *layers, int count, const float *x, const float *dy, float *dx, float *const *dweight,
+                 float *const *dbias, float *const *dscale, int64_t rows, int parts) {
     float *packed[count];
     size_t matrix[count], bias[count], numbers = 0, columns = 0, width = widest(layers, count), slice = 0;
+    _Atomic int failed = DONE;
     for (int i = 0; i < count; i++) {
         Layer l = layers[i];
         packed[i] = i || dx ? pack(l.weight, l.inputs, 1, l.outputs, l.inputs) : NULL;
+        if ((i || dx) && !packed[i]) failed = OUT_OF_MEMORY;
         matrix[i] = numbers;
         bias[i] = columns;
         numbers += (size_t)l.outputs * l.inputs;
@@ -97,13 +118,20 @@ void mlp_backward(const Layer *layers, int count, const float *x, const float *d
         slice = packed_size(SLICE, l.inputs) > slice ? packed_size(SLICE, l.inputs) : slice;
     }
     size_t stride = numbers + columns;
-    float *sums = zeros(sizeof(float) * parts * stride);
+    float *sums = failed ? NULL : zeros(parts * stride);
+    if (!sums) failed = OUT_OF_MEMORY;
 #pragma omp parallel for schedule(static) if (parts > 1)
     for (int part = 0; part < parts; part++) {
         int64_t end = rows * (part + 1) / parts;
-        float *scratch = claim(slice + (2 * SLICE + 1) * width), *inside = scratch + slice, *sum = sums + part * stride;
-        float *below = inside + SLICE * width, *slope = below + SLICE * width;
-        double *narrow = zeros(sizeof(double) * columns);
+        size_t floats = slice + (2 * SLICE + 2) * width;  // an even number: doubles follow
+        float *scratch = failed ? NULL : claim(floats + 2 * columns);
+        if (!scratch) {
+            failed = OUT_OF_MEMORY;
+            continue;
+        }
+        float *inside = scratch + slice, *below = inside + SLICE * width, *slope = below + SLICE * width;
+        float *sum = sums + part * stride;
+        double *narrow = memset(scratch + floats, 0, sizeof(double) * columns);
         for (int64_t r = rows * part / parts; r < end; r += SLICE) {
             int here = end - r < SLICE ? end - r : SLICE;
             const float *d = dy + r * layers[count - 1].outputs;
@@ -127,9 +155,8 @@ void mlp_backward(const Layer *layers, int count, const float *x, const float *d
         }
         for (size_t j = 0; j < columns; j++) sum[numbers + j] = narrow[j];
         free(scratch);
-        free(narrow);
     }
-    for (int i = 0; i < count; i++) {
+    for (int i = 0; !failed && i < count; i++) {
         Layer l = layers[i];
         const float *found = sums + numbers + bias[i];
         if (dweight[i]) total(dweight[i], sums + matrix[i], (size_t)l.outputs * l.inputs, stride, parts);
@@ -138,4 +165,8 @@ void mlp_backward(const Layer *layers, int count, const float *x, const float *d
     }
     free_all(packed, count);
     free(sums);
+    return failed;
 }
+
+LAYOUT(Layer, FIELD(Layer, weight), FIELD(Layer, bias), FIELD(Layer, scale), FIELD(Layer, before), FIELD(Layer, after),
+       FIELD(Layer, inputs), FIELD(Layer, outputs));

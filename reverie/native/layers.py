@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import struct
 from collections.abc import Sequence
-from itertools import zip_longest
+from ctypes import Array, c_void_p
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from reverie import native
 from reverie.native import BLOCK, LARGEST_MATRIX
+from reverie.native.bindings import layers_of, pointer, require
 
 MANY = 512
 """Rows that repay packing even a large matrix, where kernels are `native.faster_than_torch`."""
@@ -33,7 +32,8 @@ class _NormSiLU(torch.autograd.Function):
         if ctx is not None:
             ctx.save_for_backward(x, scale)
         y, width = torch.empty_like(x), x.shape[-1]
-        native.call("norm_silu_forward", x, scale, y, ctypes.c_int64(x.numel() // width), width)
+        require(scale=(scale, (width,)))
+        native.call("norm_silu_forward", x, scale, y, x.numel() // width, width)
         return y
 
     @staticmethod
@@ -42,8 +42,7 @@ class _NormSiLU(torch.autograd.Function):
         x, scale = ctx.saved_tensors
         dy, dx, width, parts = gradients[0].contiguous(), torch.empty_like(x), x.shape[-1], torch.get_num_threads()
         dscale = x.new_zeros(parts, width)
-        rows = ctypes.c_int64(x.numel() // width)
-        native.call("norm_silu_backward", dy, x, scale, dx, dscale, rows, width, parts)
+        native.call("norm_silu_backward", dy, x, scale, dx, dscale, x.numel() // width, width, parts)
         return dx, dscale.sum(0)
 
 
@@ -63,12 +62,14 @@ def matrix_gradient(
     ``bf16`` is as in `native.call`. Call it where `native.supports`.
     """
     shape = blocks, left.shape[1] // blocks, right.shape[1] // blocks
-    if shape[1] * shape[2] > LARGEST_MATRIX and not (bf16 or native.faster_than_torch()):
+    large = shape[1] * shape[2] > LARGEST_MATRIX and not (bf16 or native.faster_than_torch())
+    if large or not native.supports(left, right, kernel="matrix_gradient"):
         outputs, inputs = (tensor.unflatten(-1, (blocks, -1)).transpose(0, 1) for tensor in (left, right))
         return torch.bmm(outputs.transpose(1, 2), inputs), left.sum(0)
     left, right, rows = left.contiguous(), right.contiguous(), len(left)
+    require(left=(left, (rows, blocks * shape[1])), right=(right, (rows, blocks * shape[2])))
     matrix, sums = left.new_empty(shape), left.new_empty(left.shape[1])
-    task = left, right, matrix, sums, ctypes.c_int64(rows), *shape, _parts(rows, matrix.numel())
+    task = left, right, matrix, sums, rows, *shape, _parts(rows, matrix.numel())
     native.call("matrix_gradient", *task, bf16=bf16)
     return matrix, sums
 
@@ -83,9 +84,6 @@ def _parts(rows: int, numbers: int) -> int:
 Dense = tuple[Tensor, Tensor, Tensor | None]
 """Weight [O, I], bias [O] and, where norm and SiLU follow, their scale [O]."""
 
-LAYER = "5P2i"
-"""`Layer` of shared.h: five places and two widths."""
-
 
 class _Stack(torch.autograd.Function):
     """Its inputs: the number of scales, x, weights and biases by turns, and the scales of the first layers."""
@@ -95,11 +93,12 @@ class _Stack(torch.autograd.Function):
         layers, keep, bf16 = _layers(scales, parameters), ctx is not None, native.uses_bf16()
         x = x.contiguous()
         rows = x.numel() // x.shape[-1]
+        require(weight=(parameters[0], (len(parameters[1]), x.shape[-1])))
         outputs = [len(bias) for _, bias, _ in layers]
         first = 0 if keep else len(layers) - 1  # without a gradient to come, nothing but the result is kept
         before = [x.new_empty(rows if i >= first else 0, width) for i, width in enumerate(outputs)]
         after = [x.new_empty(rows if i >= first else 0, width) for i, width in enumerate(outputs[:scales])]
-        task = structure(layers, before, after), len(layers), x, ctypes.c_int64(rows), BLOCK, int(keep)
+        task = layers_of(layers, before, after), len(layers), x, rows, BLOCK, int(keep)
         native.call("mlp_forward", *task, bf16=bf16)
         if keep:
             ctx.scales, ctx.depth, ctx.bf16 = scales, len(layers), bf16
@@ -120,15 +119,14 @@ class _Stack(torch.autograd.Function):
         d_scales, pairs = [torch.empty_like(scale) for scale in parameters[2 * depth :]], pairs[: 2 * depth]
         places = (_places(tensors) for tensors in (pairs[0::2], pairs[1::2], d_scales))
         parts = _parts(rows, sum(weight.numel() for weight, _, _ in layers))
-        task = structure(layers, before, after), depth, x, dy, dx, *places, ctypes.c_int64(rows), parts
+        task = layers_of(layers, before, after), depth, x, dy, dx, *places, rows, parts
         native.call("mlp_backward", *task, bf16=ctx.bf16)
         return None, dx, *pairs, *d_scales
 
 
-def _places(tensors: Sequence[Tensor | None]) -> Any:
+def _places(tensors: Sequence[Tensor | None]) -> Array[c_void_p]:
     """An array of pointers, NULL for None."""
-    places = [None if tensor is None else native.pointer(tensor) for tensor in tensors]
-    return (ctypes.c_void_p * len(places))(*places)
+    return (c_void_p * len(tensors))(*(None if tensor is None else pointer(tensor) for tensor in tensors))
 
 
 def _layers(scales: int, parameters: Sequence[Tensor]) -> list[Dense]:
@@ -138,15 +136,6 @@ def _layers(scales: int, parameters: Sequence[Tensor]) -> list[Dense]:
     return list(zip(weights, biases, given, strict=True))
 
 
-def structure(layers: Sequence[Dense], before: Sequence[Tensor] = (), after: Sequence[Tensor] = ()) -> bytes:
-    """The layers as the kernels take them, with the places for what comes before and after norm and SiLU."""
-    numbers: list[int] = []
-    for (weight, bias, scale), pre, post in zip_longest(layers, before, after):
-        numbers += [0 if tensor is None else native.pointer(tensor) for tensor in (weight, bias, scale, pre, post)]
-        numbers += reversed(weight.shape)
-    return struct.pack(LAYER * len(layers), *numbers)
-
-
 def supports_stack(x: Tensor, layers: Sequence[Dense]) -> bool:
     """Whether `stack` can take these layers, and is the faster way.
 
@@ -154,7 +143,7 @@ def supports_stack(x: Tensor, layers: Sequence[Dense]) -> bool:
     learns from it.
     """
     weights = [weight for weight, _, _ in layers]
-    if not (native.supports(x, *weights) and x.shape[-1] == weights[0].shape[1] and fits(layers)):
+    if not (native.supports(x, *weights, kernel="stack") and x.shape[-1] == weights[0].shape[1] and fits(layers)):
         return False
     if native.uses_bf16() or (native.faster_than_torch() and x.numel() >= MANY * x.shape[-1]):
         return True

@@ -1,5 +1,6 @@
 // The steps of optim.py over a group of parameters in one buffer.
 
+#include "layout.h"
 #include "shared.h"
 
 // OptimizerOptions; FLOOR of optim.py is `floor`.
@@ -38,8 +39,8 @@ static float share(float count, float steps) { return count < steps ? count / st
 
 // One step, unless the gradient is not finite or `wanted` is 0. `count` is that of steps so far. The report: the norm of
 // the gradient, 1 where it was not finite, the rate.
-void descend(const Recipe *recipe, float *weight, float *gradient, float *step, float *square, const int64_t *sizes,
-             int tensors, int wanted, float *count, float *report) {
+int descend(const Recipe *recipe, float *weight, float *gradient, float *step, float *square, const int64_t *sizes,
+            int tensors, int wanted, float *count, float *report) {
     Recipe r = *recipe;
     int64_t size = 0;
     for (int i = 0; i < tensors; i++) size += sizes[i];
@@ -49,7 +50,7 @@ void descend(const Recipe *recipe, float *weight, float *gradient, float *step, 
     report[0] = norm;
     report[1] = !isfinite(norm);
     report[2] = rate;
-    if (!isfinite(norm) || !wanted) return;
+    if (!isfinite(norm) || !wanted) return DONE;
     *count += 1;
     if (r.agc > 0) clip_adaptively(weight, gradient, sizes, tensors, r.agc, r.floor);
     if (r.clip > 0) {
@@ -65,4 +66,9 @@ void descend(const Recipe *recipe, float *weight, float *gradient, float *step, 
         step[j] = r.beta1 * step[j] + (1 - r.beta1) * (r.adam ? g : g / root);
         weight[j] -= rate * step[j] / correction1 / (r.adam ? root : 1);
     }
+    return DONE;
 }
+
+LAYOUT(Recipe, FIELD(Recipe, rate), FIELD(Recipe, warmup), FIELD(Recipe, decay), FIELD(Recipe, final),
+       FIELD(Recipe, beta1), FIELD(Recipe, beta2), FIELD(Recipe, eps), FIELD(Recipe, agc), FIELD(Recipe, floor),
+       FIELD(Recipe, clip), FIELD(Recipe, adam));

@@ -7,10 +7,8 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 // LANES: columns of a panel, one register; a vector of another length would live in memory.
 // PANELS: panels that a tile of TALL rows multiplies at once, as many as the register file holds.
@@ -47,15 +45,13 @@ typedef float Group __attribute__((vector_size(4 * LANES)));
 #define DEPTH(inputs) (inputs)
 #endif
 
+// What every kernel returns. Without memory its results mean nothing.
+enum { DONE, OUT_OF_MEMORY };
+
 // Memory for the duration of a call, from the beginning of a cache line on: a vector that lies in two lines costs twice
-// the time. Without memory the process ends with the exit code for that.
+// the time. NULL where there is none.
 static inline float *claim(size_t numbers) {
-    float *memory = aligned_alloc(64, (sizeof(float) * numbers / 64 + 1) * 64);
-    if (!memory) {
-        fputs("reverie: out of memory in a native kernel\n", stderr);
-        _exit(6);
-    }
-    return memory;
+    return aligned_alloc(64, (sizeof(float) * numbers / 64 + 1) * 64);
 }
 
 // --- Packing ---
@@ -141,7 +137,7 @@ static inline void pack_into(float *packed, const float *m, size_t row, size_t c
 static inline float *pack_blocks(const float *m, size_t row, size_t column, int blocks, int inputs, int columns) {
     size_t stride = packed_size(inputs, columns);
     float *packed = claim(blocks * stride);
-    for (int g = 0; g < blocks; g++)
+    for (int g = 0; packed && g < blocks; g++)
         pack_into(packed + g * stride, m + (size_t)g * inputs * columns, row, column, inputs, columns);
     return packed;
 }

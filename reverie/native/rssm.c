@@ -1,6 +1,7 @@
 // The loops of world/rssm.py over a sequence, with their gradient, and over a dream. One call carries a block of rows
 // through the whole loop, so that nothing leaves the cache. [B, T, W] arrays are walked with a row stride of T * W.
 
+#include "layout.h"
 #include "shared.h"
 
 // --- The recurrent core ---
@@ -25,23 +26,30 @@ typedef struct {
     float *from_deter, *from_stoch, *recurrent, *mix_deter, *mix_stoch, *gates, *inner, *second, *head;
 } Packed;
 
-static Packed pack_forward(const Weights *w, Sizes s) {
-    int D = s.deter, h = s.hidden, SC = s.stoch * s.classes, G = s.blocks, d = D / G;
-    float *rows = claim((size_t)SC * h);  // of from_stoch: looked up by class, not multiplied
-    for (int j = 0; j < h; j++)
-        for (int k = 0; k < SC; k++) rows[k * h + j] = w->from_stoch[j * SC + k];
-    return (Packed){pack(w->from_deter, 1, D, D, h), rows, pack_blocks(w->recurrent, d, 1, G, d, d),
-                    pack(w->mix_deter, D, 1, h, D), pack(w->mix_stoch, D, 1, h, D),
-                    pack_blocks(w->gates, 3 * d, 1, G, d, 3 * d), pack(w->inner, 1, D, D, h),
-                    w->second ? pack(w->second, 1, h, h, h) : NULL, pack(w->head, 1, h, h, SC)};
+static int missing(Packed p, int second) {
+    int all = p.from_deter && p.from_stoch && p.recurrent && p.mix_deter && p.mix_stoch && p.gates && p.inner && p.head;
+    return all && (p.second || !second) ? DONE : OUT_OF_MEMORY;
 }
 
-static Packed pack_backward(const Weights *w, Sizes s) {
+static int pack_forward(Packed *packed, const Weights *w, Sizes s) {
     int D = s.deter, h = s.hidden, SC = s.stoch * s.classes, G = s.blocks, d = D / G;
-    return (Packed){pack(w->from_deter, D, 1, h, D), pack(w->from_stoch, SC, 1, h, SC),
-                    pack_blocks(w->recurrent, 1, d, G, d, d), pack(w->mix_deter, 1, D, D, h),
-                    pack(w->mix_stoch, 1, D, D, h), pack_blocks(w->gates, 1, 3 * d, G, 3 * d, d),
-                    pack(w->inner, D, 1, h, D), NULL, pack(w->head, h, 1, SC, h)};
+    float *rows = claim((size_t)SC * h);  // of from_stoch: looked up by class, not multiplied
+    for (int j = 0; rows && j < h; j++)
+        for (int k = 0; k < SC; k++) rows[(size_t)k * h + j] = w->from_stoch[(size_t)j * SC + k];
+    *packed = (Packed){pack(w->from_deter, 1, D, D, h), rows, pack_blocks(w->recurrent, d, 1, G, d, d),
+                       pack(w->mix_deter, D, 1, h, D), pack(w->mix_stoch, D, 1, h, D),
+                       pack_blocks(w->gates, 3 * d, 1, G, d, 3 * d), pack(w->inner, 1, D, D, h),
+                       w->second ? pack(w->second, 1, h, h, h) : NULL, pack(w->head, 1, h, h, SC)};
+    return missing(*packed, w->second != NULL);
+}
+
+static int pack_backward(Packed *packed, const Weights *w, Sizes s) {
+    int D = s.deter, h = s.hidden, SC = s.stoch * s.classes, G = s.blocks, d = D / G;
+    *packed = (Packed){pack(w->from_deter, D, 1, h, D), pack(w->from_stoch, SC, 1, h, SC),
+                       pack_blocks(w->recurrent, 1, d, G, d, d), pack(w->mix_deter, 1, D, D, h),
+                       pack(w->mix_stoch, 1, D, D, h), pack_blocks(w->gates, 1, 3 * d, G, 3 * d, d),
+                       pack(w->inner, D, 1, h, D), NULL, pack(w->head, h, 1, SC, h)};
+    return missing(*packed, 0);
 }
 
 static void release(Packed p) {
@@ -149,15 +157,20 @@ static int wide(Sizes s) { return s.stoch * s.classes; }
 
 // The whole loop over time of the posterior. keep is 0 where an episode begins, else 1. The buffers of the trace, the
 // posterior's hidden layer (p before, q after norm and SiLU) and the outputs are [B, T, ...].
-void observe_forward(const Weights *w, Sizes s, const float *deter0, const float *stoch0, const float *keep,
-                     const float *drive, const float *offset, const float *uniform, Trace trace, float *p, float *q,
-                     float *deter, float *stoch, float *logits) {
+int observe_forward(const Weights *w, Sizes s, const float *deter0, const float *stoch0, const float *keep,
+                    const float *drive, const float *offset, const float *uniform, Trace trace, float *p, float *q,
+                    float *deter, float *stoch, float *logits) {
     size_t T = s.steps, D = s.deter, h = s.hidden, S = s.stoch, SC = wide(s);
-    Packed packed = pack_forward(w, s);
+    Packed packed;
+    _Atomic int failed = pack_forward(&packed, w, s);
 #pragma omp parallel for schedule(static) if (s.batch > s.block)
     for (int begin = 0; begin < s.batch; begin += s.block) {
         int rows = s.batch - begin < s.block ? s.batch - begin : s.block;
-        float *probs = claim(SC + s.block * S);
+        float *probs = failed ? NULL : claim(SC + s.block * S);
+        if (!probs) {
+            failed = OUT_OF_MEMORY;
+            continue;
+        }
         int *index = (int *)(probs + SC);
         for (int r = 0; r < rows; r++) classes_of(stoch0 + (begin + r) * SC, index + r * S, s);
         for (size_t t = 0; t < T; t++) {
@@ -183,6 +196,7 @@ void observe_forward(const Weights *w, Sizes s, const float *deter0, const float
         free(probs);
     }
     release(packed);
+    return failed;
 }
 
 // One component of an action: a choice among `size` classes, or `size` bounded normals.
@@ -226,20 +240,25 @@ static void norm_rows(const float *x, const float *scale, float *y, int rows, in
 
 // Policy and prior by turns for `steps` steps. points [N, steps + 1, D + S C], deter with stoch beside it, and logits
 // [N, steps + 1, S C] hold the start at 0. target [N, G], which the policy sees beside the state, noise [steps, N, Z]
-// and chance [steps, N, S] come in, policy [N, steps, P] and action [N, steps, A] go out.
-void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer *from_action, const float *mix_action,
-           const float *mix_bias, const Part *parts, int part_count, const float *target, int G, const float *noise,
-           int Z, const float *chance, float *points, float *logits, float *policy, float *action) {
+// and latent_noise [steps, N, S] come in, policy [N, steps, P] and action [N, steps, A] go out.
+int dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer *from_action, const float *mix_action,
+          const float *mix_bias, const Part *parts, int part_count, const float *target, int G, const float *noise,
+          int Z, const float *latent_noise, float *points, float *logits, float *policy, float *action) {
     size_t T = s.steps, D = s.deter, h = s.hidden, S = s.stoch, SC = wide(s), L = D + SC, F = L + G, n = s.block;
     size_t P = actor[depth - 1].outputs, A = from_action->inputs, U = widest(actor, depth);
-    Packed packed = pack_forward(w, s);
+    Packed packed;
     float *packed_actor[depth], *packed_action = pack(from_action->weight, 1, A, A, h);
     float *packed_mix = pack(mix_action, D, 1, h, D);
-    pack_layers(actor, depth, packed_actor);
+    _Atomic int failed = pack_forward(&packed, w, s) | pack_layers(actor, depth, packed_actor);
+    if (!packed_action || !packed_mix) failed = OUT_OF_MEMORY;
 #pragma omp parallel for schedule(static) if (s.batch > s.block)
     for (int begin = 0; begin < s.batch; begin += s.block) {
         int rows = s.batch - begin < s.block ? s.batch - begin : s.block;
-        float *memory = claim(n * (8 * D + 4 * h + F + 3 * U + P + A + S) + SC + P), *next = memory;
+        float *memory = failed ? NULL : claim(n * (8 * D + 4 * h + F + 3 * U + P + A + S) + SC + P), *next = memory;
+        if (!memory) {
+            failed = OUT_OF_MEMORY;
+            continue;
+        }
         float *drive = take(&next, n * D), *out = take(&next, n * D), *features = take(&next, n * F);
         float *params = take(&next, n * P), *bounded = take(&next, n * A), *hidden = take(&next, n * 3 * U);
         float *a1 = take(&next, n * h), *h1 = take(&next, n * h), *a2 = take(&next, n * h), *h2 = take(&next, n * h);
@@ -252,7 +271,7 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
         layers[depth - 1].before = params;
         for (int r = 0; r < rows; r++) {
             classes_of(points + (begin + r) * (T + 1) * L + D, index + r * S, s);
-            memcpy(features + r * F + L, target + (size_t)(begin + r) * G, sizeof(float) * G);
+            if (G) memcpy(features + r * F + L, target + (size_t)(begin + r) * G, sizeof(float) * G);  // else NULL
         }
         for (size_t t = 0; t < T; t++) {
             for (int r = 0; r < rows; r++) {
@@ -282,7 +301,7 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
             for (int r = 0; r < rows; r++) {
                 size_t point = (begin + r) * (T + 1) + t + 1;
                 memcpy(points + point * L, out + r * D, sizeof(float) * D);
-                sample(logits + point * SC, chance + (t * s.batch + begin + r) * S, probs, points + point * L + D,
+                sample(logits + point * SC, latent_noise + (t * s.batch + begin + r) * S, probs, points + point * L + D,
                        index + r * S, s);
             }
         }
@@ -292,6 +311,7 @@ void dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer
     free_all(packed_actor, depth);
     free(packed_action);
     free(packed_mix);
+    return failed;
 }
 
 // Gradients that leave the loop, [B, T, ...]; products with the trace make them gradients of matrices. `scales` is
@@ -302,15 +322,20 @@ typedef struct {
 
 // In: gradients of the three outputs. In grad.logits: the given gradient of the logits, to which the samples' is added.
 // What arrives at the start goes to start_deter [B, D] and start_stoch [B, S C].
-void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace, const float *p, const float *logits,
-                      const float *grad_deter, const float *grad_stoch, float *start_deter, float *start_stoch,
-                      Gradients grad) {
+int observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace, const float *p, const float *logits,
+                     const float *grad_deter, const float *grad_stoch, float *start_deter, float *start_stoch,
+                     Gradients grad) {
     size_t T = s.steps, D = s.deter, h = s.hidden, SC = wide(s), d = D / s.blocks;
-    Packed packed = pack_backward(w, s);
+    Packed packed;
+    _Atomic int failed = pack_backward(&packed, w, s);
 #pragma omp parallel for schedule(static) if (s.batch > s.block)
     for (int begin = 0; begin < s.batch; begin += s.block) {
         int rows = s.batch - begin < s.block ? s.batch - begin : s.block;
-        float *scratch = claim(s.block * (3 * D + 2 * SC + h)), *state = scratch;
+        float *scratch = failed ? NULL : claim(s.block * (3 * D + 2 * SC + h)), *state = scratch;
+        if (!scratch) {
+            failed = OUT_OF_MEMORY;
+            continue;
+        }
         float *carry = state + s.block * D, *dm = carry + s.block * D, *probs = dm + s.block * D;
         float *carry_stoch = probs + s.block * SC, *dh = carry_stoch + s.block * SC;
         float *d_scale1 = grad.scales + (size_t)(begin / s.block) * (3 * h + D), *d_scale2 = d_scale1 + h;
@@ -388,5 +413,20 @@ void observe_backward(const Weights *w, Sizes s, const float *keep, Trace trace,
         free(scratch);
     }
     release(packed);
+    return failed;
 }
+
+LAYOUT(Sizes, FIELD(Sizes, deter), FIELD(Sizes, hidden), FIELD(Sizes, blocks), FIELD(Sizes, stoch),
+       FIELD(Sizes, classes), FIELD(Sizes, batch), FIELD(Sizes, steps), FIELD(Sizes, block), FIELD(Sizes, unimix));
+LAYOUT(Weights, FIELD(Weights, from_deter), FIELD(Weights, from_deter_bias), FIELD(Weights, from_deter_scale),
+       FIELD(Weights, from_stoch), FIELD(Weights, from_stoch_bias), FIELD(Weights, from_stoch_scale),
+       FIELD(Weights, recurrent), FIELD(Weights, mix_deter), FIELD(Weights, mix_stoch), FIELD(Weights, mix_scale),
+       FIELD(Weights, gates), FIELD(Weights, gates_bias), FIELD(Weights, inner), FIELD(Weights, inner_bias),
+       FIELD(Weights, inner_scale), FIELD(Weights, second), FIELD(Weights, second_bias), FIELD(Weights, second_scale),
+       FIELD(Weights, head), FIELD(Weights, head_bias));
+LAYOUT(Trace, FIELD(Trace, deter_in), FIELD(Trace, a1), FIELD(Trace, h1), FIELD(Trace, a2), FIELD(Trace, h2),
+       FIELD(Trace, x), FIELD(Trace, m), FIELD(Trace, gate), FIELD(Trace, stride));
+LAYOUT(Gradients, FIELD(Gradients, a1), FIELD(Gradients, a2), FIELD(Gradients, x), FIELD(Gradients, gate),
+       FIELD(Gradients, p), FIELD(Gradients, logits), FIELD(Gradients, scales));
+LAYOUT(Part, FIELD(Part, size), FIELD(Part, discrete), FIELD(Part, unimix), FIELD(Part, low), FIELD(Part, high));
 

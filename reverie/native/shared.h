@@ -21,7 +21,7 @@ static inline float exponential(float x) {
     float n = rintf(x * 1.44269504f), r = FMA(n, 2.12194440e-4f, FMA(n, -0.693359375f, x));
     float series = 4.16657959e-2f + r * (8.33345191e-3f + r * (1.39819995e-3f + r * 1.98756915e-4f));
     series = 1.0f + (r + r * r * (0.500000012f + r * (0.166666655f + r * series)));
-    union { int32_t bits; float value; } power = {((int32_t)n + 127) << 23};
+    union { uint32_t bits; float value; } power = {(uint32_t)((int32_t)n + 127) << 23};  // of NaN, any number will do
     return series * power.value;
 }
 
@@ -70,9 +70,13 @@ static inline int widest(const Layer *layers, int count) {
     return width;
 }
 
-static inline void pack_layers(const Layer *layers, int count, float **packed) {
-    for (int i = 0; i < count; i++)
+static inline int pack_layers(const Layer *layers, int count, float **packed) {
+    int failed = DONE;
+    for (int i = 0; i < count; i++) {
         packed[i] = pack(layers[i].weight, 1, layers[i].inputs, layers[i].inputs, layers[i].outputs);
+        if (!packed[i]) failed = OUT_OF_MEMORY;
+    }
+    return failed;
 }
 
 static inline void free_all(float **packed, int count) {

@@ -26,16 +26,20 @@ static inline float expected(const float *logits, const float *bins, int width) 
 
 // The expected bin of every group of logits that a stack of layers ends with, or without layers, of x: mean is [rows,
 // groups]. Logits stay in the cache.
-void two_hot_mean(const Layer *layers, int count, const float *x, int inputs, const float *bins, int width, float *mean,
-                  int64_t rows, int block) {
+int two_hot_mean(const Layer *layers, int count, const float *x, int inputs, const float *bins, int width, float *mean,
+                 int64_t rows, int block) {
     int outputs = count ? layers[count - 1].outputs : inputs, groups = outputs / width;
     size_t widest_layer = widest(layers, count);
     float *packed[count + 1];
-    pack_layers(layers, count, packed);
+    _Atomic int failed = pack_layers(layers, count, packed);
 #pragma omp parallel for schedule(static) if (rows > block)
     for (int64_t begin = 0; begin < rows; begin += block) {
         int here = rows - begin < block ? rows - begin : block;
-        float *scratch = claim(block * (outputs + 3 * widest_layer));
+        float *scratch = failed ? NULL : claim(block * (outputs + 3 * widest_layer));
+        if (!scratch) {
+            failed = OUT_OF_MEMORY;
+            continue;
+        }
         const float *logits = x + begin * inputs;
         if (count) {
             Layer own[count];
@@ -48,6 +52,7 @@ void two_hot_mean(const Layer *layers, int count, const float *x, int inputs, co
         free(scratch);
     }
     free_all(packed, count);
+    return failed;
 }
 
 // The bin at or below a target, and the share of the one above.
@@ -64,8 +69,8 @@ static inline int place(float target, const float *bins, int width, float *share
 }
 
 // loss[r] = sum_i weights[i] (normaliser[r] - the logit around targets[i, r]), normaliser = logsumexp(logits).
-void two_hot_loss(const float *logits, const float *targets, const float *weights, int count, const float *bins,
-                  float *loss, float *normaliser, int64_t rows, int width) {
+int two_hot_loss(const float *logits, const float *targets, const float *weights, int count, const float *bins,
+                 float *loss, float *normaliser, int64_t rows, int width) {
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
     for (int64_t r = 0; r < rows; r++) {
         const float *x = logits + r * width;
@@ -78,10 +83,11 @@ void two_hot_loss(const float *logits, const float *targets, const float *weight
         }
         loss[r] = total;
     }
+    return DONE;
 }
 
-void two_hot_loss_back(const float *dloss, const float *logits, const float *targets, const float *weights, int count,
-                       const float *bins, const float *normaliser, float *dlogits, int64_t rows, int width) {
+int two_hot_loss_back(const float *dloss, const float *logits, const float *targets, const float *weights, int count,
+                      const float *bins, const float *normaliser, float *dlogits, int64_t rows, int width) {
     float weight = 0;
     for (int i = 0; i < count; i++) weight += weights[i];
 #pragma omp parallel for schedule(static) if (rows * width > 16384)
@@ -95,4 +101,5 @@ void two_hot_loss_back(const float *dloss, const float *logits, const float *tar
             dx[below + 1] -= dloss[r] * weights[i] * share;
         }
     }
+    return DONE;
 }

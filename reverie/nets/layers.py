@@ -85,7 +85,7 @@ class NormSiLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.float()
-        if x.shape[-1:] == self.scale.shape and native.supports(x, self.scale):
+        if x.shape[-1:] == self.scale.shape and native.supports(x, self.scale, kernel="norm_silu"):
             return norm_silu(x, self.scale)
         return F.silu(F.rms_norm(x, self.scale.shape, self.scale, eps=1e-4))
 

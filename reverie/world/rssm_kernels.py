@@ -7,8 +7,7 @@ all steps at once, are the gradients of the matrices.
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,8 +18,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from reverie import native
-from reverie.native import BLOCK, LARGEST_MATRIX
-from reverie.native.layers import Dense, fits, matrix_gradient, structure
+from reverie.native import LARGEST_MATRIX
+from reverie.native import rssm as kernels
+from reverie.native.bindings import require
+from reverie.native.layers import Dense, fits, matrix_gradient
 from reverie.nets.distributions import ActionDistribution, BoundedNormal, Distribution, OneHot
 from reverie.types import Latent
 from reverie.world.sizes import Sizes
@@ -77,78 +78,35 @@ class Drive:
     bias: Float[Tensor, "D"]
 
 
-# --- the structures of rssm.c ---
-
 OBSERVED = [*Core.__dataclass_fields__, *Posterior.__dataclass_fields__]
-WEIGHTS = [*Core.__dataclass_fields__, *Prior.__dataclass_fields__]
-TRACE = ["deter_in", "a1", "h1", "a2", "h2", "x", "m", "gate"]
-"""What a step leaves behind for the way back: inputs and outputs of its layers."""
-GRADIENTS = ["a1", "a2", "x", "gate", "p", "logits", "scales"]
+"""What `observe` computes with."""
 
 
-class _Sizes(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("deter", "hidden", "blocks", "stoch", "classes")),
-        *((name, ctypes.c_int) for name in ("batch", "steps", "block")),
-        ("unimix", ctypes.c_float),
-    ]
-
-
-class _Weights(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in WEIGHTS]
-
-
-class _Trace(ctypes.Structure):
-    _fields_ = [*((name, ctypes.c_void_p) for name in TRACE), ("stride", ctypes.c_size_t)]
-
-
-class _Gradients(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in GRADIENTS]
-
-
-class _Part(ctypes.Structure):
-    _fields_ = [
-        *((name, ctypes.c_int) for name in ("size", "discrete")),
-        *((name, ctypes.c_float) for name in ("unimix", "low", "high")),
-    ]
-
-
-def _addresses(tensors: Mapping[str, Tensor]) -> dict[str, ctypes.c_void_p]:
-    return {name: native.address(tensor) for name, tensor in tensors.items()}
-
-
-def _sizes(sizes: Sizes, unimix: float, batch: int, steps: int) -> _Sizes:
-    block = min(BLOCK, -(-batch // torch.get_num_threads()))  # so that every thread gets rows
-    return _Sizes(sizes.deter, sizes.hidden, sizes.blocks, sizes.stoch, sizes.classes, batch, steps, block, unimix)
+def _widths(sizes: Sizes, unimix: float) -> kernels.Widths:
+    return kernels.Widths(sizes.deter, sizes.hidden, sizes.blocks, sizes.stoch, sizes.classes, unimix)
 
 
 def supports(sizes: Sizes, states: int, *tensors: Tensor) -> bool:
-    """Whether the kernels can run a loop over ``states`` in all, and are the faster way.
-
-    Every call packs the matrices anew, which few states do not repay.
-    """
-    largest = sizes.hidden * sizes.deter
-    repaid = states >= 64 or largest <= LARGEST_MATRIX // 4
-    return native.supports(*tensors) and largest <= 8 * LARGEST_MATRIX and repaid
+    """Whether `observe` can see ``states`` in all, and is the faster way."""
+    return native.supports(*tensors, kernel="observe") and _repaid(sizes, states)
 
 
 def supports_dream(sizes: Sizes, states: int, actor: Sequence[Dense], *tensors: Tensor) -> bool:
     """Whether `dream` is supported; the policy has to be one that learns by the same kernels as it acts."""
-    return fits(actor) and supports(sizes, states, *tensors)
+    return native.supports(*tensors, kernel="dream") and fits(actor) and _repaid(sizes, states)
 
 
-def _check(**shapes: tuple[Tensor, tuple[int, ...]]) -> None:
-    """The kernels trust every shape: raises ValueError for a tensor of another one."""
-    for name, (tensor, expected) in shapes.items():
-        if tuple(tensor.shape) != expected:
-            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
+def _repaid(sizes: Sizes, states: int) -> bool:
+    """Every call packs the matrices anew, which few states do not repay."""
+    largest = sizes.hidden * sizes.deter
+    return largest <= 8 * LARGEST_MATRIX and (states >= 64 or largest <= LARGEST_MATRIX // 4)
 
 
 # --- observing ---
 
 
 class _Observe(torch.autograd.Function):
-    """Its inputs: sizes, unimix, keep, uniform, the start (deter, stoch), drive, offset, and all of `OBSERVED`."""
+    """Its inputs: sizes, unimix, keep, latent_noise, the start (deter, stoch), drive, offset, and all of `OBSERVED`."""
 
     @staticmethod
     def forward(
@@ -156,76 +114,54 @@ class _Observe(torch.autograd.Function):
         sizes: Sizes,
         unimix: float,
         keep: Tensor,
-        uniform: Tensor,
+        latent_noise: Tensor,
         deter: Tensor,
         stoch: Tensor,
         drive: Tensor,
         offset: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        (batch, steps), width, hidden = keep.shape, sizes.deter, sizes.hidden
-        widths = (width, hidden, hidden, hidden, hidden, width, width, 3 * width)
-        trace = {name: drive.new_empty(batch, steps, width) for name, width in zip(TRACE, widths, strict=True)}
-        p, q = (drive.new_empty(batch, steps, hidden) for _ in range(2))  # the posterior's layer
-        points = drive.new_empty(batch, steps, width)
-        samples, logits = (drive.new_empty(batch, steps, sizes.stoch, sizes.classes) for _ in range(2))
-        weights = {name: tensor.contiguous() for name, tensor in zip(OBSERVED, parameters, strict=True)}
-        numbers, keep = _sizes(sizes, unimix, batch, steps), keep.contiguous()
-        given = [tensor.contiguous() for tensor in (deter, stoch, keep, drive, offset, uniform)]
-        results = p, q, points, samples, logits
-        structures, bf16 = (ctypes.byref(_Weights(**_addresses(weights))), numbers), native.uses_bf16()
-        native.call("observe_forward", *structures, *given, _Trace(**_addresses(trace)), *results, bf16=bf16)
+        widths, bf16 = _widths(sizes, unimix), native.uses_bf16()
+        weights = dict(zip(OBSERVED, parameters, strict=True))
+        seen = kernels.observe(widths, weights, keep, (deter, stoch), drive, offset, latent_noise, bf16)
+        *results, trace = seen
         ctx.save_for_backward(keep, stoch, *results, *trace.values(), *parameters)
-        ctx.sizes, ctx.numbers, ctx.bf16 = sizes, numbers, bf16
-        return points, samples, logits
+        ctx.widths, ctx.bf16 = widths, bf16
+        return seen.deter, seen.stoch, seen.logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        sizes: Sizes = ctx.sizes
-        keep, start, p, q, points, samples, logits, *rest = ctx.saved_tensors
-        trace = dict(zip(TRACE, rest, strict=False))
-        weights = {name: tensor.contiguous() for name, tensor in zip(OBSERVED, rest[len(TRACE) :], strict=True)}
-        given_deter, given_stoch, given_logits = (gradient.contiguous() for gradient in gradients)
-        blocks, scales = -(-len(keep) // ctx.numbers.block), [sizes.hidden] * 3 + [sizes.deter]
-        grad = {name: torch.empty_like(trace[name]) for name in ("a1", "a2", "x", "gate")}
-        grad |= {"p": torch.empty_like(p), "logits": given_logits.clone(), "scales": p.new_zeros(blocks, sum(scales))}
-        start_deter, start_stoch = p.new_empty(len(start), sizes.deter), p.new_empty(start.shape)
-        native.call(
-            "observe_backward",
-            *(ctypes.byref(_Weights(**_addresses(weights))), ctx.numbers, keep, _Trace(**_addresses(trace))),
-            *(p, logits, given_deter, given_stoch, start_deter, start_stoch, _Gradients(**_addresses(grad))),
-            bf16=ctx.bf16,
-        )
-        before = torch.cat([start[:, None], samples[:, :-1]], 1) * keep[..., None, None]
-        scale1, scale2, inner_scale, mix_scale = grad.pop("scales").sum(0).split(scales)
+        widths: kernels.Widths = ctx.widths
+        keep, start, points, samples, logits, before, after, *rest = ctx.saved_tensors
+        trace = dict(zip(widths.trace, rest, strict=False))
+        weights = dict(zip(OBSERVED, rest[len(trace) :], strict=True))
+        seen = kernels.Seen(points, samples, logits, before, after, trace)
+        grad, scales, entered = kernels.observe_back(widths, weights, keep, seen, gradients, ctx.bf16)
+        stoch_in = torch.cat([start[:, None], samples[:, :-1]], 1) * keep[..., None, None]
         d = {name: tensor.flatten(2).flatten(0, 1) for name, tensor in grad.items()}
-        inputs = {"deter": points, "q": q, "stoch_in": before.flatten(2)} | trace
+        inputs = {"deter": points, "after": after, "stoch_in": stoch_in.flatten(2)} | trace
         into = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
         product = partial(matrix_gradient, bf16=ctx.bf16)
         from_deter, from_deter_bias = product(d["a1"], into["deter_in"])
         from_stoch, from_stoch_bias = product(d["a2"], into["stoch_in"])
-        head, head_bias = product(d["logits"], into["q"])
-        of_weights = {
+        head, head_bias = product(d["logits"], into["after"])
+        of_weights = scales | {
             "from_deter": from_deter[0],
             "from_deter_bias": from_deter_bias,
-            "from_deter_scale": scale1,
             "from_stoch": from_stoch[0],
             "from_stoch_bias": from_stoch_bias,
-            "from_stoch_scale": scale2,
-            "recurrent": product(into["deter_in"], d["x"], sizes.blocks)[0],
+            "recurrent": product(into["deter_in"], d["x"], widths.blocks)[0],
             "mix_deter": product(into["h1"], d["x"])[0][0],
             "mix_stoch": product(into["h2"], d["x"])[0][0],
-            "mix_scale": mix_scale,
-            "gates": product(into["m"], d["gate"], sizes.blocks)[0],
+            "gates": product(into["m"], d["gate"], widths.blocks)[0],
             "gates_bias": d["gate"].sum(0),
             "inner": product(d["p"], into["deter"])[0][0],
-            "inner_scale": inner_scale,
             "head": head[0],
             "head_bias": head_bias,
         }
         nothing = (None,) * 4
-        return (*nothing, start_deter, start_stoch, grad["x"], grad["p"], *(of_weights[name] for name in OBSERVED))
+        return (*nothing, *entered, grad["x"], grad["p"], *(of_weights[name] for name in OBSERVED))
 
 
 def observe(
@@ -243,14 +179,6 @@ def observe(
     ``keep`` is 0 where an episode begins and 1 elsewhere; groups of the start are one-hot or zero. Call it where
     `supports`.
     """
-    sizes, (batch, steps) = shape[0], keep.shape
-    _check(
-        drive=(drive, (batch, steps, sizes.deter)),
-        offset=(offset, (batch, steps, sizes.hidden)),
-        deter=(start[0], (batch, sizes.deter)),
-        stoch=(start[1], (batch, sizes.stoch, sizes.classes)),
-        uniform=(uniform, (batch, steps, sizes.stoch)),
-    )
     parameters = vars(core) | vars(posterior)
     weights = (parameters[name] for name in OBSERVED)
     return Latent(*_Observe.apply(*shape, keep, uniform, *start, drive, offset, *weights))  # type: ignore[misc]
@@ -259,11 +187,12 @@ def observe(
 # --- dreaming ---
 
 
-def _part(part: Distribution) -> _Part:
+def _part(part: Distribution) -> kernels.Part:
     if isinstance(part, OneHot):
-        return _Part(part.size, discrete=1, unimix=part.unimix)
-    assert isinstance(part, BoundedNormal)
-    return _Part(part.size, discrete=0, low=part.low, high=part.high)
+        return kernels.Part(part.size, discrete=True, unimix=part.unimix)
+    if isinstance(part, BoundedNormal):
+        return kernels.Part(part.size, discrete=False, low=part.low, high=part.high)
+    raise TypeError(f"the native kernels know no {type(part).__name__}")
 
 
 def dream(
@@ -283,29 +212,21 @@ def dream(
     beside every state. Call it where `supports`.
     """
     (actor, distribution), (horizon, count), sizes = behavior, latent_noise.shape[:2], shape[0]
-    _check(
-        deter=(start.deter, (count, sizes.deter)),
-        stoch=(start.stoch, (count, sizes.stoch, sizes.classes)),
-        latent_noise=(latent_noise, (horizon, count, sizes.stoch)),
-        action_noise=(action_noise, (horizon, count, distribution.noise)),
-        target=(target, (count, target.shape[1])),
-        actor=(actor[0][0], (len(actor[0][0]), sizes.features + target.shape[1])),
-    )
+    require(deter=(start.deter, (count, sizes.deter)), stoch=(start.stoch, (count, sizes.stoch, sizes.classes)))
     features, logits = (
         first.new_empty(count, horizon + 1, *first.shape[1:]) for first in (start.features, start.logits)
     )
     features[:, 0], logits[:, 0] = start.features, start.logits
-    parts = [_part(part) for part in distribution.parts]
-    policy = action_noise.new_empty(count, horizon, distribution.parameters)
-    action = action_noise.new_empty(count, horizon, sum(part.size for part in distribution.parts))
-    weights = {name: tensor.contiguous() for name, tensor in (vars(core) | vars(prior)).items()}
-    noise, mix, target = distribution.noise_of(action_noise).contiguous(), drive.mix.contiguous(), target.contiguous()
-    native.call(
-        "dream",
-        *(ctypes.byref(_Weights(**_addresses(weights))), _sizes(*shape, count, horizon)),
-        *(structure(actor), len(actor), structure([drive.layer]), mix, drive.bias),
-        *((_Part * len(parts))(*parts), len(parts), target, target.shape[-1]),
-        *(noise, noise.shape[-1], latent_noise.contiguous()),
-        *(features, logits, policy, action),
+    policy, action = kernels.dream(
+        _widths(*shape),
+        vars(core) | vars(prior),
+        actor,
+        (drive.layer, drive.mix, drive.bias),
+        [_part(part) for part in distribution.parts],
+        target,
+        distribution.noise_of(action_noise),
+        latent_noise,
+        features,
+        logits,
     )
     return Latent.of(features, logits), policy, action

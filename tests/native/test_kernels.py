@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,15 +11,15 @@ from torch import Tensor, nn
 from reverie import native
 from reverie.functional import two_hot_bins
 from reverie.imagine import imagine, roll
-from reverie.native import layers
+from reverie.native import build, layers
 from reverie.native.layers import matrix_gradient, supports_stack
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP, NormSiLU
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import ActionPart, ActionSpec, Latent
-from tests.core import CHOICE, STEER, close, dream_starts, make_behavior, make_level, make_world, shake, uniform
+from tests.core import CHOICE, STEER, dream_starts, make_behavior, make_level, make_world, shake, uniform
 
-needs_compiler = pytest.mark.skipif(native._compiler() is None, reason="no C compiler")
+needs_compiler = pytest.mark.skipif(build.find_compiler() is None, reason="no C compiler")
 
 WIDER = {"deter": 160, "hidden": 72, "stoch": 5, "classes": 9, "blocks": 4}
 """Several panels of columns, and widths that do not fill them."""
@@ -446,108 +441,9 @@ def test_large_matrices_are_left_to_torch_where_it_is_faster(torch_is_slow, serv
 def test_what_a_processor_can_do_is_read_from_linux(told, slow, bf16, monkeypatch, tmp_path):
     if told is not None:
         (tmp_path / "cpuinfo").write_text("processor\t: 0\n" + told)
-    monkeypatch.setattr(native, "CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.setattr(native, "_load", lambda bf16=False: True)
-    monkeypatch.setattr(native, "_features", native._features.__wrapped__)
+    monkeypatch.setattr(build, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(build, "load", lambda bf16=False: True)
+    monkeypatch.setattr(build, "features", build.features.__wrapped__)
     with torch.autocast("cpu", torch.bfloat16):
         assert (native.faster_than_torch(), native.uses_bf16()) == (slow, bf16)
     assert not native.uses_bf16()
-
-
-# --- building ---
-
-
-@pytest.fixture
-def fresh(monkeypatch, tmp_path) -> Iterator[Path]:
-    """An empty cache; what is built there is forgotten afterwards."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native._load.cache_clear()
-    yield tmp_path / "reverie"
-    native._load.cache_clear()
-
-
-def test_any_of_several_compilers_will_do(monkeypatch):
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(native.shutil, "which", lambda name: f"/bin/{name}" if name == "clang" else None)
-    assert native._compiler() == ["clang"]
-    monkeypatch.setenv("CC", "clang -m64")
-    assert native._compiler() == ["clang", "-m64"]
-    monkeypatch.setenv("CC", "icx")
-    assert native._compiler() is None
-
-
-def test_without_a_compiler_everything_is_computed_in_plain_tensors(fresh, monkeypatch, caplog):
-    monkeypatch.setenv("CC", "no-such-compiler")
-    with caplog.at_level(logging.INFO):
-        assert not native.supports(torch.ones(1))
-    assert "no C compiler" in caplog.text
-    x = torch.randn(2, 3)
-    close(NormSiLU(3)(x), nn.functional.silu(x / x.square().mean(-1, keepdim=True).sqrt()), rtol=1e-2, atol=1e-3)
-
-
-def test_a_compiler_that_fails_is_reported_in_one_line(fresh, monkeypatch, caplog):
-    monkeypatch.setenv("CC", "false")
-    assert not native.supports(torch.ones(1))
-    assert len(caplog.records) == 1 and "could not be built" in caplog.text
-    assert not list(fresh.rglob("*.so"))
-
-
-@needs_compiler
-def test_a_damaged_library_is_built_again(fresh, caplog):
-    version = native.version()
-    (built,) = fresh.iterdir()
-    built.unlink()  # the file that this process has mapped stays whole
-    built.write_bytes(b"damaged")
-    native._load.cache_clear()
-    assert native.version() == version and not caplog.records
-
-
-def test_what_cannot_be_loaded_is_built_once(fresh, monkeypatch):
-    built = []
-
-    def build(compiler, flags, path):
-        built.append(flags)
-        path.write_bytes(b"of another OpenMP")
-
-    monkeypatch.setenv("CC", sys.executable)
-    monkeypatch.setattr(native, "_build", build)
-    for _ in range(2):
-        assert not native.supports(torch.ones(1))
-        native._load.cache_clear()
-    assert len(built) == len(native.EXTRAS)
-
-
-@pytest.mark.parametrize(("command", "told"), [("gcc 'x", "No closing quotation"), ("strange", "could not be built")])
-def test_a_strange_compiler_is_no_crash(command, told, fresh, monkeypatch, tmp_path, caplog):
-    program = tmp_path / "strange"
-    program.write_text("#!/bin/sh\nprintf '\\377'\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setenv("CC", command)
-    assert not native.supports(torch.ones(1))
-    assert told in caplog.text
-
-
-@needs_compiler
-def test_without_a_home_the_kernels_are_built_elsewhere(monkeypatch, tmp_path):
-    native._load.cache_clear()
-    monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nowhere")
-    monkeypatch.setattr(native.tempfile, "tempdir", str(tmp_path))
-    assert native.version() and list(tmp_path.rglob("*.so"))
-    native._load.cache_clear()
-    native._own_folder.cache_clear()
-    assert not list(tmp_path.iterdir())  # nothing is left behind
-
-
-@needs_compiler
-def test_a_kernel_without_memory_ends_the_process_with_its_exit_code():
-    program = """
-import ctypes, torch
-from reverie import native
-from reverie.native.layers import structure
-x, y = torch.ones(1, 1), torch.empty(1, 65536)
-layer = structure([(torch.ones(65536, 1), torch.ones(65536), None)], [y])
-native.call("mlp_forward", layer, 1, x, ctypes.c_int64(1), 2**29, 0)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (6, "reverie: out of memory in a native kernel\n")

@@ -1,0 +1,46 @@
+"""The step of `reverie.optim` as a native kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ctypes import Array, byref, c_int64
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie import native
+from reverie.native.bindings import Recipe, require
+
+
+class Task(NamedTuple):
+    """How a group is trained, and how many numbers each of its tensors has."""
+
+    recipe: Recipe
+    sizes: Array[c_int64]
+
+
+def task(sizes: Sequence[int], *, adam: bool, **recipe: float) -> Task:
+    """The keywords are the numbers of `OptimizerOptions`, and ``floor``."""
+    return Task(Recipe(adam=adam, **recipe), (c_int64 * len(sizes))(*sizes))
+
+
+def descend(
+    task: Task,
+    weight: Float[Tensor, "W"],
+    gradient: Float[Tensor, "W"],
+    step: Float[Tensor, "W"],
+    square: Float[Tensor, "W"],
+    count: Float[Tensor, ""],
+    wanted: bool,
+) -> Float[Tensor, "3"]:
+    """One step in place, unless the gradient is not finite or the step not ``wanted``. Call it where `native.supports`.
+
+    Returns the norm of the gradient, one where it was not finite, and the rate.
+    """
+    width = (sum(task.sizes),)
+    require(weight=(weight, width), gradient=(gradient, width), step=(step, width), square=(square, width))
+    report = weight.new_empty(3)
+    buffers = weight, gradient, step, square
+    native.call("descend", byref(task.recipe), *buffers, task.sizes, len(task.sizes), int(wanted), count, report)
+    return report
