@@ -87,7 +87,7 @@ WORKLOADS = {
 
 def describe(workload: Workload, threads: int, seconds: float, changes: tuple[str, ...] = ()) -> dict[str, Any]:
     """The task that every contestant's script takes; see ``peers/clock.py``."""
-    config = load(workload.config, [*workload.changes, f"run.threads={threads}", *changes])
+    config = load(workload.config, [*workload.changes, f"run.threads={threads}", "run.device=cpu", *changes])
     return {
         "config": json.loads(dump(config)),
         "sizes": asdict(config.world.sizes),

@@ -81,6 +81,7 @@ def make_agent(
     hierarchy: HierarchyOptions = FLAT,
     optimizer: OptimizerOptions = PUBLISHED,
     seed: int = 0,
+    device: str = "cpu",
     **options: Any,
 ) -> Agent:
     """``optimizer`` trains every group; ``options`` are of the agent."""
@@ -89,7 +90,7 @@ def make_agent(
     groups |= dict.fromkeys(("actor_optimizer", "critic_optimizer"), policy)
     hierarchy = hierarchy.model_copy(update={"goal_optimizer": policy})
     spaces = (dict(observation), action)
-    return Agent(AgentOptions(**groups | options), SMALL, behavior, hierarchy, spaces, torch.device("cpu"), seed)
+    return Agent(AgentOptions(**groups | options), SMALL, behavior, hierarchy, spaces, torch.device(device), seed)
 
 
 def shake(module: nn.Module, size: float = 0.1, seed: int = 0) -> None:
@@ -97,7 +98,7 @@ def shake(module: nn.Module, size: float = 0.1, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter.device))
 
 
 def draw(observation: Mapping[str, ObservationSpec], shape: tuple[int, ...], seed: int = 0) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
@@ -302,3 +303,73 @@ def test_peer_that_could_not_be_installed_is_tried_again(
     for _ in range(2):
         with pytest.raises(SystemExit, match="peer could not be installed"):
             speed.install("peer")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("gpu")
+
+
+@pytest.mark.timeout(900)
+def test_benchmark_of_a_gpu_runs_through_all_of_its_parts(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("minigrid")
+    (tmp_path / "test_one.py").write_text("def test_one(): pass\n\ndef test_two(): assert not __name__\n")
+    monkeypatch.setattr(gpu, "TESTS", (str(tmp_path / "test_one.py"),))
+    choices = ["--device", "cpu", "--ways", "off", "--seconds", "0", "--minutes", "30", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *choices])
+    gpu.main()
+    found = json.loads((tmp_path / "rehearsal.json").read_text())
+    assert [row.get("outcome") for row in found["tests"]] == ["passed", "failed", None]
+    assert found["tests"][-1]["stopped"].startswith("failed with 1")
+    assert [(row["size"], row["precision"]) for row in found["updates"]] == [("tiny", "fp32"), ("tiny", "bf16")]
+    assert all(row["milliseconds"] > 0 and row["products"] > 0 for row in found["updates"])
+    for part in ("cartpole", "minigrid"):
+        assert [row["step"] for row in found[part]] == [80]
+    assert "| tiny | as written | bf16 |" in (tmp_path / "rehearsal.md").read_text()
+
+
+def test_benchmark_of_a_gpu_needs_one(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--results", str(tmp_path)])
+    with pytest.raises(SystemExit) as ending:
+        gpu.main()
+    assert ending.value.code == 8
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+CHATTER = """
+import signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, lambda *_: print("asked") or {} or sys.exit(3))
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print(child.pid)
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+def test_program_ends_when_its_time_is_up_and_leaves_no_children(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, obeys: bool
+) -> None:
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
+    script = CHATTER.replace("{}", "None" if obeys else "time.sleep(600)")
+    program = gpu.Program([sys.executable, "-c", script], time.monotonic() + 5.0, tmp_path / "log")
+    child, *rest = program.lines()
+    assert rest == ["asked\n"]
+    assert program.ended == "no time left"
+    status = Path(f"/proc/{int(child)}/status")  # gone, or a zombie until init looks
+    assert not status.exists() or "zombie" in status.read_text()
+
+
+def test_measurements_that_do_not_fit_are_named(gpu: ModuleType, tmp_path: Path) -> None:
+    options = argparse.Namespace(device="cpu", sizes=["tiny", "1m"], ways=["off", "graphs"], seconds=0.0)
+    report = gpu.Report(tmp_path / "report", {})
+    gpu.run_updates(report, options, time.monotonic())
+    assert len(report.parts["updates"]) == 8
+    assert {row["skipped"] for row in report.parts["updates"]} == {"no time left"}
+    assert json.loads((tmp_path / "report.json").read_text())["updates"] == report.parts["updates"]

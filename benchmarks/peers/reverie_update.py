@@ -7,17 +7,18 @@ import torch
 
 from reverie import config
 from reverie.agent import Agent
-from reverie.run.device import set_up
+from reverie.run.device import choose_device, set_up
 from reverie.types import ActionPart, Batch, ObservationSpec
 
 
 def make_agent(task: clock.Task) -> Agent:
-    """The agent, with the process set up for it."""
+    """The agent on the device of the task, with the process set up for it."""
     chosen, observed = config.build(task["config"]), task["observation"]
     set_up(chosen.run.threads, chosen.run.kernels)
     observation = {"observation": ObservationSpec(tuple(observed["shape"]), observed["dtype"])}
     spaces = observation, (ActionPart("action", task["actions"], True),)
-    return Agent(chosen.agent, chosen.world, chosen.behavior, chosen.hierarchy, spaces, torch.device("cpu"))
+    device = choose_device(chosen.run.device)
+    return Agent(chosen.agent, chosen.world, chosen.behavior, chosen.hierarchy, spaces, device)
 
 
 def make_observation(task: clock.Task, *batch: int) -> torch.Tensor:

@@ -33,6 +33,8 @@ class AsynchronousPlayer(Player):
     def __init__(self, envs: VectorEnv, agent: Agent, lead: int):
         super().__init__(envs, agent.twin())
         self.lead = lead
+        # On the stream that the agent learns on, a step would wait for the whole update before it.
+        self.stream = torch.cuda.Stream(agent.device) if agent.device.type == "cuda" else None
         self.copies, self.originals = (list(one.state_dict().values()) for one in (self.agent, agent))
         self.failure: BaseException | None = None
         self.closed = False
@@ -55,6 +57,8 @@ class AsynchronousPlayer(Player):
     def refresh(self) -> None:
         with self.weights:
             torch._foreach_copy_(self.copies, self.originals)
+            if self.stream is not None:
+                self.stream.wait_stream(torch.cuda.current_stream(self.agent.device))  # no act sees half of the copy
 
     def settle(self) -> None:
         if self.thread.is_alive():
@@ -70,11 +74,12 @@ class AsynchronousPlayer(Player):
 
     def _play_ahead(self) -> None:
         try:
-            while self._has_room():
-                played = self.play(acting=self.weights)
-                with self.changed:
-                    self.ahead.append(played)
-                    self.changed.notify()
+            with torch.cuda.stream(self.stream):  # nothing where there is none
+                while self._has_room():
+                    played = self.play(acting=self.weights)
+                    with self.changed:
+                        self.ahead.append(played)
+                        self.changed.notify()
         except BaseException as failure:
             self.envs.abandon()  # some environments took a step that nobody saw
             with self.changed:

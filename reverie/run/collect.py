@@ -15,7 +15,7 @@ from torch import Tensor
 from reverie.agent import Agent
 from reverie.env import VectorEnv
 from reverie.replay import SequenceReplayBuffer
-from reverie.types import Carry, Goal, Latent, Step
+from reverie.types import Carry, Goal, Latent, Step, cpu_copy
 
 
 @dataclass(frozen=True)
@@ -107,10 +107,10 @@ class Player:
         latent = self.carry.latent
         return {
             "envs": self.envs.state_dict(),
-            "latent": [latent.deter, latent.stoch, latent.logits],
-            "action": self.carry.action,
-            "goal": list(self.carry.goal.fields),
-            "age": self.carry.age,
+            "latent": [cpu_copy(field) for field in latent.fields],
+            "action": cpu_copy(self.carry.action),
+            "goal": [cpu_copy(field) for field in self.carry.goal.fields],
+            "age": cpu_copy(self.carry.age),
             "ahead": [_each(torch.from_numpy, asdict(played)) for played in self.ahead],
         }
 

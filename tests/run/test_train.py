@@ -135,6 +135,20 @@ def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(tmp_path,
         trainer.close()
 
 
+def test_what_the_player_remembers_is_saved_as_copies(tmp_path):
+    """They are on the CPU, so that a checkpoint opens where there is no GPU."""
+    trainer = DreamerV3Trainer(make_config(tmp_path, run={"steps": 8}, **MANAGED))
+    trainer.train()
+    carry, saved = trainer.player.carry, trainer.player.state_dict()
+    pairs = [
+        *zip(carry.latent.fields, saved["latent"], strict=True),
+        *zip(carry.goal.fields, saved["goal"], strict=True),
+    ]
+    for mine, stored in [*pairs, (carry.action, saved["action"]), (carry.age, saved["age"])]:
+        assert torch.equal(mine, stored) and stored.device.type == "cpu"
+        assert mine.data_ptr() != stored.data_ptr()
+
+
 def test_a_resume_with_other_kernels_does_not_claim_to_be_exact(tmp_path, caplog):
     exact = native.version() == ""
     try:
