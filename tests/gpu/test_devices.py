@@ -92,7 +92,7 @@ def test_a_thread_acts_while_the_agent_learns(tmp_path: Path, device: str) -> No
 @DEVICES
 @pytest.mark.parametrize("hierarchy", [FLAT, PLANNED])
 def test_devices_explain_a_batch_alike(monkeypatch: pytest.MonkeyPatch, device: str, hierarchy: Any) -> None:
-    monkeypatch.setattr(native, "_enabled", False)
+    monkeypatch.setattr(native, "_enabled", frozenset())
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     there, here = (make_agent(IMAGE | VECTORS, hierarchy=hierarchy, device=name) for name in (device, "cpu"))
     for agent in (there, here):
