@@ -39,12 +39,15 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "replay": [(SequenceReplayBuffer, name) for name in ("add", "sample", "write_latent")],
     "world model": [(MultimodalWorldModel, "loss")],
     "imagination": [(agent, "imagine")],
-    "targets": [(ActorCritic, "compute_targets"), (ActorCritic, "replay_value"), (ActorCritic, "adapt_entropy")],
+    "targets": [(ActorCritic, name) for name in ("compute_targets", "replay_value")],
     "goals and views": [
         *[(Hierarchy, "views"), (Hierarchy, "goal_metrics"), (Flat, "views")],
         *[(Agent, "rewards"), (Agent, "_learn_motives")],
     ],
-    "policy and critic": [(agent, "improve"), (ActorCritic, "replay_value_loss")],
+    "policy and critic": [
+        *[(agent, "improve"), (ActorCritic, "replay_value_loss")],
+        *[(ActorCritic, "update_slow_critic"), (ActorCritic, "adapt_entropy")],
+    ],
     "gradients": [(torch.Tensor, "backward")],
     "optimizer": [(Optimizer, "_descend")],
     "logging": [(Logger, "write"), (Logger, "episode")],
