@@ -91,8 +91,12 @@ def roll(
     """
     policy, distribution = worker.actor, worker.distribution
     tensors = *start.fields, action_noise, latent_noise, world.rssm.gates.bias
-    states, supports = latent_noise.shape[:2].numel(), rssm_kernels.supports_dream
-    if (isinstance(policy, MLP) and distribution.standard) and supports(world.sizes, states, policy.dense, *tensors):
+    states = latent_noise.shape[:2].numel()
+    if (
+        isinstance(policy, MLP)
+        and distribution.standard
+        and rssm_kernels.supports_dream(world.sizes, states, policy.dense, *tensors)
+    ):
         return world.rssm.imagine(policy, distribution, start, target, action_noise, latent_noise)
     step = world.rssm.prior_step()
     latents, policies, actions = [start], [], []

@@ -100,8 +100,16 @@ class SequenceReplayBuffer:
                 f" raise replay.capacity (or capacity_bytes) to at least {needed} steps"
             )
         chunk = max(1, min(options.chunk, capacity // (16 * streams)))
-        layout = streams + 1, options.length + 1, chunk, capacity
-        self.store = ChunkStore(Path(directory), columns, latent, *layout, journal=options.journal)
+        self.store = ChunkStore(
+            Path(directory),
+            columns,
+            latent,
+            streams=streams + 1,
+            window=options.length + 1,
+            size=chunk,
+            capacity=capacity,
+            journal=options.journal,
+        )
         self._random = np.random.Generator(np.random.PCG64(seed))
         self._online: deque[int] = deque()
         self._age = 0.0

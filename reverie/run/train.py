@@ -79,15 +79,16 @@ class DreamerV3Trainer:
             refuse_occupied(self.folder)
         spaces = self.envs.observation, self.envs.action
         self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
-        self.agent.compiles = compilation.repays(
-            config.agent.compile, device, float(run.steps * config.updates_per_step)
-        )
+        updates = float(run.steps * config.updates_per_step)
+        self.agent.compiles = compilation.repays(config.agent.compile, device, updates)
         self.compiling = self.agent.compiles
         latent, directory = self.agent.world.stored, self.folder / "replay"
         self.replay = SequenceReplayBuffer(config.replay, directory, *spaces, latent, self.envs.size, run.seed)
         resources.callback(self.replay.close)
-        lead, pair = sufficient_lead(config.updates_per_step, self.envs.size), (self.envs, self.agent)
-        self.player = AsynchronousPlayer(*pair, lead) if run.asynchronous else Player(*pair)
+        lead = sufficient_lead(config.updates_per_step, self.envs.size)
+        self.player = (
+            AsynchronousPlayer(self.envs, self.agent, lead) if run.asynchronous else Player(self.envs, self.agent)
+        )
         resources.callback(self.player.close)
         self.collector = Collector(self.player, self.replay)
         self.checkpoints = checkpoint.Checkpoints(self.folder / "checkpoints", Path(run.checkpoint_dir))

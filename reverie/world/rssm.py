@@ -189,7 +189,10 @@ class RSSM(nn.Module):
             rssm_kernels.Prior(*self.prior.parameters()),
             rssm_kernels.Drive(self.from_action.dense[0], weights.action, self.mix.bias),
             (actor.dense, distribution),
-            *(start, target, action_noise, latent_noise),
+            start,
+            target,
+            action_noise,
+            latent_noise,
         )
 
     def _core(self, weights: CoreWeights) -> rssm_kernels.Core:
