@@ -142,6 +142,8 @@ def cache_folder() -> Path:
 
 def _foreign(folder: Path) -> str:
     """Why others could have put machine code there; empty where nobody else could."""
+    if not hasattr(os, "getuid"):  # Windows, where a user's folder is closed to others
+        return ""
     me = os.getuid()
     if folder.lstat().st_uid != me or folder.stat().st_uid != me:
         return "belongs to another user"

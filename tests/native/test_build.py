@@ -124,6 +124,11 @@ def test_a_cache_that_others_could_only_read_is_closed_and_used(fresh):
     assert fresh.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_system_without_user_ids_keeps_its_cache(fresh, monkeypatch):
+    monkeypatch.delattr(os, "getuid")
+    assert build.cache_folder() == fresh
+
+
 def belongs_to_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(mode=0o700)
     monkeypatch.setattr(build.os, "getuid", lambda: folder.stat().st_uid + 1)
