@@ -222,7 +222,7 @@ class ActorCritic(nn.Module):
             joined = torch.cat([points, self.value(rollout.after)[:, None]], 1)
         for i, stream in enumerate(self.streams.values()):
             reward, discount, values = rollout.reward[..., i], rollout.discount[..., i], value[..., i]
-            if not stream.episodic:  # what follows the episode's end is a new one, worth what a start is
+            if not stream.episodic:  # after the episode's end a new one follows
                 reward = reward + (rollout.sure_discount[i] - discount) * values[:, 0].mean()
             if not stream.ends_with_goal:
                 values = joined[..., i]

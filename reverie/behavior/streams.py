@@ -15,7 +15,8 @@ class Stream:
     weight: float
     horizon: float
     episodic: bool = True
-    """Whether nothing is expected after the episode's end. Otherwise the next episode goes on with a start's value."""
+    """Whether nothing is expected after the episode's end. Otherwise it goes on with the mean value of the rollouts'
+    first points, for a dream sees no start of an episode."""
     ends_with_goal: bool = False
     """Whether credit ends where a goal does: the goal's value goes on, whatever the manager wants next."""
 
