@@ -95,7 +95,7 @@ def test_every_imagined_latent_comes_from_the_prior_of_its_own_state(world, beha
 
 
 @torch.no_grad()
-def test_a_dream_keeps_the_policy_and_the_judgement_of_each_point(world, behavior, start):
+def test_a_dream_keeps_the_policy_and_the_continuation_of_each_point(world, behavior, start):
     dream = imagine(world, behavior, start, HORIZON, seeded())
     features = dream.latent.features
     close(dream.policy, behavior.worker.policy(features[:, :-1]))

@@ -224,7 +224,9 @@ def test_every_choice_learns(changes):
         ({"goal_warmup": 3}, set(), set()),
     ],
 )
-def test_a_frozen_manager_only_judges_and_nobody_learns_before_goals_were_learned(changes, manager, worker):
+def test_of_a_frozen_manager_only_the_critic_learns_and_nobody_learns_before_goals_were_learned(
+    changes, manager, worker
+):
     agent = make_agent(behavior=PASSES, hierarchy=choose(**changes), optimizer=CONSTANT)
     shake(agent)
     for level in agent.behavior.levels:
@@ -264,16 +266,16 @@ def test_replayed_values_are_not_bootstrapped_from_dreams_of_given_goals(monkeyp
     agent = make_agent(behavior=PASSES, hierarchy=choose(goal_mix=0.5), optimizer=CONSTANT)
     shake(agent)
     seen, manager = {}, agent.behavior.levels[0]
-    judge, replay = manager.compute_targets, manager.replay_value
+    compute, replay = manager.compute_targets, manager.replay_value
     monkeypatch.setattr(
-        manager, "compute_targets", lambda rollout: seen.setdefault("judged", (rollout.own, judge(rollout)))[1]
+        manager, "compute_targets", lambda rollout: seen.setdefault("targets", (rollout.own, compute(rollout)))[1]
     )
     monkeypatch.setattr(manager, "replay_value", lambda *given: (seen.update(returns=given[2]), replay(*given))[1])
     agent.learn(make_batch(agent.world))
-    own, judged = seen["judged"]
+    own, targets = seen["targets"]
     assert own.any() and not own.all()
-    close(seen["returns"][own], judged.returns[own, 0, 0])
-    close(seen["returns"][~own], judged.slow_value[~own, 0, 0])
+    close(seen["returns"][own], targets.returns[own, 0, 0])
+    close(seen["returns"][~own], targets.slow_value[~own, 0, 0])
 
 
 def test_other_goal_rewards_can_be_registered(monkeypatch):

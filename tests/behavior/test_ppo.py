@@ -162,7 +162,7 @@ def test_minibatches_are_shuffled_anew_in_every_pass():
     assert passes[0] != passes[1] and [len(piece) for piece in passes[0]] == [4, 4, 4]
 
 
-def test_all_passes_learn_from_the_same_judgement():
+def test_all_passes_learn_from_the_same_targets():
     old = [[0.5, 0.5], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]]
     level = steered(old, epochs=3, minibatches=2)
     shake(level.critic)

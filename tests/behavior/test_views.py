@@ -34,11 +34,11 @@ def stream(discount: float, ends_with_goal: bool = False) -> dict[str, Stream]:
     return {"extrinsic": Stream(1.0, 1 / (1 - discount), ends_with_goal=ends_with_goal)}
 
 
-def judge(
-    view: View, dream: Dream, value: Tensor, discount: float, mix: float, ends_with_goal: bool = False
+def targets_of(
+    view: View, dream: Dream, value: Tensor, discount: float, lam: float, ends_with_goal: bool = False
 ) -> Targets:
     """``value`` is known for every state, or for every state and goal."""
-    options, streams = BehaviorOptions(horizon=1 / (1 - discount), return_lambda=mix), stream(discount, ends_with_goal)
+    options, streams = BehaviorOptions(horizon=1 / (1 - discount), return_lambda=lam), stream(discount, ends_with_goal)
     level = make_level(options, streams=streams, bins=63)
 
     def look_up(inputs: Tensor) -> Tensor:
@@ -75,13 +75,13 @@ def test_with_lambda_one_the_managers_return_is_that_of_the_steps():
     value = torch.zeros(9)
     value[8] = 10.0
     for view in (views.manager, views.worker):
-        close(judge(view, dream, value, 0.9, mix=1.0).returns[0, 0, 0], 15.21218242)
+        close(targets_of(view, dream, value, 0.9, lam=1.0).returns[0, 0, 0], 15.21218242)
 
 
 def test_the_managers_return_mixes_values_once_per_goal():
     value = torch.full((9,), 1e3)
     value[[0, 4, 8]] = torch.tensor([1.0, 2.0, 3.0])
-    targets = judge(views.manager, dream_of(EIGHT, [1, 1, 1, 0.5, 1, 1, 1, 0.8, 1]), value, 0.9, mix=0.95)
+    targets = targets_of(views.manager, dream_of(EIGHT, [1, 1, 1, 0.5, 1, 1, 1, 0.8, 1]), value, 0.9, lam=0.95)
     close(targets.returns[0, :, 0], [13.6737355204, 22.31024])
     close(targets.advantage[0], [12.6737355204, 20.31024])
 
@@ -89,7 +89,7 @@ def test_the_managers_return_mixes_values_once_per_goal():
 def test_with_one_step_per_goal_the_manager_is_flat():
     dream = dream_of([1.0, 0.0, 2.0], [1, 1, 0.5, 1], period=1)
     value = torch.tensor([0.5, 1.0, -1.0, 4.0])
-    targets = judge(views.manager, dream, value, 0.9, mix=0.5)
+    targets = targets_of(views.manager, dream, value, 0.9, lam=0.5)
     close(targets.returns[0, :, 0], [1.91575, 1.035, 5.6])
     close(targets.advantage[0], [1.41575, 0.035, 6.6])
 
@@ -101,7 +101,9 @@ def test_the_value_at_a_switch_is_asked_of_the_goal_that_ends():
     value = torch.full((5, 3), 1e3)
     value[[0, 1, 2], 0] = torch.tensor([1.0, 2.0, 5.0])
     value[2, 1] = 9.0  # of the next goal: [9.731255, 9.71] would be wrong
-    targets = judge(views.worker, dream_of([0.5, 0.8, 0.0, 0.0], period=2), value, 0.99, mix=0.95, ends_with_goal=True)
+    targets = targets_of(
+        views.worker, dream_of([0.5, 0.8, 0.0, 0.0], period=2), value, 0.99, lam=0.95, ends_with_goal=True
+    )
     close(targets.returns[0, :, 0], [6.006875, 5.75])
 
 
@@ -110,12 +112,12 @@ def test_the_task_goes_on_where_a_goal_ends_and_its_value_knows_the_next_one(per
     dream = dream_of([0.0, 0.0, 0.0, 1.0], period=period)
     value = torch.full((5, 5), 7.0)
     value[4, 4 // period] = 2.0
-    close(judge(views.worker, dream, value, 0.9, mix=1.0).returns[0, 0, 0], 0.729 + 0.6561 * 2.0)
+    close(targets_of(views.worker, dream, value, 0.9, lam=1.0).returns[0, 0, 0], 0.729 + 0.6561 * 2.0)
 
 
-def test_the_worker_judges_every_state_of_a_dream_under_the_goal_in_force():
+def test_the_worker_values_every_state_of_a_dream_under_the_goal_in_force():
     dream, value = dream_of([0.0] * 4, period=2), torch.arange(15.0).view(5, 3)
-    returns = judge(views.worker, dream, value, 0.9, mix=0.0).returns[..., 0]
+    returns = targets_of(views.worker, dream, value, 0.9, lam=0.0).returns[..., 0]
     close(returns, 0.9 * torch.stack([value[[1, 2], [0, 1]], value[[3, 4], [1, 2]]]))
 
 

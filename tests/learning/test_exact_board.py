@@ -39,9 +39,9 @@ class Board(MultimodalWorldModel):
         self.sizes = SimpleNamespace(stoch=1)  # type: ignore[assignment]
         self.rssm = SimpleNamespace(prior_step=self.prior_step, gates=SimpleNamespace(bias=torch.zeros(1)))  # type: ignore[assignment]
 
-    def put_down(self, chance: Tensor) -> Tensor:
+    def put_down(self, uniform: Tensor) -> Tensor:
         """States [N, 72] in the cells that uniform numbers [N] choose."""
-        cell, none = (chance * self.widths[0]).long(), torch.zeros(len(chance), dtype=torch.long)
+        cell, none = (uniform * self.widths[0]).long(), torch.zeros(len(uniform), dtype=torch.long)
         return self.join([cell, none, none, none, none])
 
     def join(self, fields: list[Tensor]) -> Tensor:
@@ -50,12 +50,12 @@ class Board(MultimodalWorldModel):
     def split(self, state: Tensor) -> list[Tensor]:
         return [field.argmax(-1) for field in state.split(self.widths, -1)]
 
-    def move(self, state: Tensor, action: Tensor, chance: Tensor) -> Tensor:
+    def move(self, state: Tensor, action: Tensor, uniform: Tensor) -> Tensor:
         """What follows; uniform numbers [N] say where a player is put down after a success."""
         cell, countdown, *history = self.split(state)
         ends, none = countdown == 1, torch.zeros_like(cell)
         countdown = (countdown - 1).clamp(min=0)
-        cell = torch.where(ends, (chance * self.widths[0]).long(), cell)
+        cell = torch.where(ends, (uniform * self.widths[0]).long(), cell)
         history = [torch.where(ends, none, pad) for pad in history]
         cell = self.neighbours[cell, action.argmax(-1)]
         pad = self.pads[cell]
@@ -68,7 +68,7 @@ class Board(MultimodalWorldModel):
     # --- what a dream asks of a world model ---
 
     def prior_step(self) -> Callable[[Latent, Tensor, Tensor], Latent]:
-        return lambda latent, action, chance: latent_of(self.move(latent.deter, action, chance[:, 0]))
+        return lambda latent, action, latent_noise: latent_of(self.move(latent.deter, action, latent_noise[:, 0]))
 
     def continues(self, features: Tensor) -> Tensor:
         return torch.ones(features.shape[:-1])
