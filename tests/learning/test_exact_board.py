@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.behavior.actor_critic import BehaviorOptions
-from reverie.behavior.flat import Flat
+from reverie.behavior.behavior import Behavior
 from reverie.behavior.hierarchy import HierarchyOptions, build, default_streams
 from reverie.behavior.ppo import improve
 from reverie.env.pinpad import BOARDS, COUNTDOWN, PinPad
@@ -96,7 +96,7 @@ def test_the_board_follows_the_rules_of_the_game():
     assert (before[:, 1] == COUNTDOWN).sum() > 1 and torch.equal(torch.stack(told, -1)[known], after[known])
 
 
-def practise(behavior: Flat) -> int:
+def train(behavior: Behavior) -> int:
     """Plays and dreams as a run does; returns the number of successes in the last quarter of the steps."""
     board, generator, rate = Board(), torch.Generator().manual_seed(0), PolicyOptimizerOptions(rate=1e-3)
     optimizers = [
@@ -129,7 +129,8 @@ def practise(behavior: Flat) -> int:
             continue
         starts = latent_of(torch.cat(seen)[torch.randint(len(seen) * ENVS, (DREAMS,), generator=generator)])
         dream = imagine(board, behavior, starts, HORIZON, generator)
-        dream = replace(dream, reward=dream.reward | behavior.goals.rewards(dream, {"goal", "novelty"}))
+        for motive in behavior.motives.values():
+            dream = replace(dream, reward=dream.reward | motive.rewards(dream, {"goal", "novelty"}))
         for level, rollout, kinds in zip(behavior.levels, behavior.views(dream), optimizers, strict=True):
             ready = behavior.ready()
             improve(level, rollout, level.compute_targets(rollout), None, kinds, generator, ready)
@@ -153,4 +154,4 @@ def test_pads_are_found_in_order(monkeypatch, enabled):
     behavior = build(
         options, hierarchy, MOVES, default_streams(options, hierarchy), features=72, deter=72, units=64, bins=63
     )
-    assert practise(behavior) > 300  # about 410 are possible
+    assert train(behavior) > 300  # about 410 are possible
