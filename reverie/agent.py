@@ -18,8 +18,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import compilation
-from reverie.behavior import hierarchy as behaviors
 from reverie.behavior.actor_critic import BehaviorOptions, ReplayValue, Targets
+from reverie.behavior.build import build, default_streams
 from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.behavior.motive import Motive
 from reverie.behavior.ppo import improve
@@ -92,8 +92,8 @@ class Agent(nn.Module):
             self.world = MultimodalWorldModel(world, observation, action)
             sizes = self.world.sizes
             widths = {name: getattr(sizes, name) for name in ("features", "deter", "units", "bins")}
-            streams = behaviors.default_streams(behavior, hierarchy)
-            self.behavior = behaviors.build(behavior, hierarchy, action, streams, **widths)
+            streams = default_streams(behavior, hierarchy)
+            self.behavior = build(behavior, hierarchy, action, streams, **widths)
         self.motives: dict[str, Motive] = dict(self.behavior.motives)
         self.to(device)
         self.generators = {

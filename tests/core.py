@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from reverie.agent import Agent, AgentOptions
 from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, ReplayValue, Targets
-from reverie.behavior.hierarchy import Hierarchy, HierarchyOptions, build, default_streams
+from reverie.behavior.build import build, default_streams
+from reverie.behavior.hierarchy import Hierarchy, HierarchyOptions
 from reverie.behavior.ppo import improve
 from reverie.behavior.streams import Stream
 from reverie.nets.distributions import ActionDistribution

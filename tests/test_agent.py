@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import reverie.agent
 from reverie import native
 from reverie.agent import Agent
-from reverie.behavior import hierarchy as hierarchy_module
 from reverie.behavior.actor_critic import ActorCritic
 from reverie.behavior.ppo import Means
 from reverie.behavior.streams import Stream
@@ -454,7 +454,7 @@ def test_random_numbers_of_another_device_begin_anew_with_a_warning(caplog):
 def test_an_agent_that_is_not_paid_for_the_task_learns_nothing_from_its_reward(monkeypatch):
     """Only the world model, which predicts it, may differ."""
     streams = {"policy": {"novelty": Stream(1.0, 100)}}
-    monkeypatch.setattr(hierarchy_module, "default_streams", lambda *options: streams)
+    monkeypatch.setattr(reverie.agent, "default_streams", lambda *options: streams)
     monkeypatch.setattr(Agent, "rewards", lambda agent, dream: {"novelty": dream.reward["extrinsic"] * 0 + 1})
     learned = []
     for reward in (0.0, 1.0):

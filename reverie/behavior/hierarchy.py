@@ -16,16 +16,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from reverie.behavior import views
-from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.actor_critic import ActorCritic
 from reverie.behavior.behavior import Behavior
-from reverie.behavior.flat import Flat
 from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, GoalSpace, SkillGoals, perplexity
 from reverie.behavior.motive import Motive
-from reverie.behavior.streams import TASK, Stream
+from reverie.behavior.streams import Stream
 from reverie.functional import masked_mean
-from reverie.nets.distributions import ActionDistribution
 from reverie.optim import PolicyOptimizerOptions
-from reverie.types import ActionSpec, ConfigError, Dream, Goal, Latent, Metrics, Options, Rollout
+from reverie.types import ConfigError, Dream, Goal, Latent, Metrics, Options, Rollout
 
 
 class HierarchyOptions(Options):
@@ -250,51 +248,3 @@ GOAL_SPACES: dict[str, Callable[[HierarchyOptions, int, int], GoalSpace]] = {
     "autoencoder": autoencoder_goals,
     "skill": skill_goals,
 }
-
-
-def default_streams(options: BehaviorOptions, hierarchy: HierarchyOptions) -> dict[str, dict[str, Stream]]:
-    """What each level is paid for, by the names of level and stream."""
-    task = Stream(1.0, options.horizon)
-    if not hierarchy.enabled:
-        return {"policy": {TASK: task}}
-    novelty = Stream(hierarchy.novelty_weight, hierarchy.novelty_horizon)
-    goal = Stream(hierarchy.goal_weight, hierarchy.goal_horizon, ends_with_goal=True)
-    worker_task = replace(task, weight=PRESETS[hierarchy.preset].task_weight)
-    return {"manager": {TASK: task, "novelty": novelty}, "worker": {TASK: worker_task, "goal": goal}}
-
-
-def build(
-    options: BehaviorOptions,
-    hierarchy: HierarchyOptions,
-    action: ActionSpec,
-    streams: Mapping[str, Mapping[str, Stream]],
-    *,
-    features: int,
-    deter: int,
-    units: int,
-    bins: int,
-) -> Behavior:
-    """The behavior of these options over latents with ``features`` numbers, of which ``deter`` are deterministic.
-
-    ``streams`` are those of each level, by name; those without weight are left out.
-    """
-    distribution = ActionDistribution.of(action, options.unimix)
-    paid = {level: {name: stream for name, stream in mine.items() if stream.weight} for level, mine in streams.items()}
-    if not hierarchy.enabled:
-        return Flat(ActorCritic("policy", options, features, distribution, paid["policy"], units=units, bins=bins))
-    goals = GOAL_SPACES[hierarchy.goals](hierarchy, deter, units)
-    changes = {
-        "minibatches": hierarchy.minibatches,
-        "target_kl": hierarchy.target_kl,
-        "entropy": hierarchy.entropy,
-        "entropy_target": hierarchy.entropy_target,
-    }
-    if not PRESETS[hierarchy.preset].replay_value:
-        changes["replay_value_scale"] = 0.0
-    planning, codes = options.model_copy(update=changes), ActionDistribution([goals.distribution])
-    manager = ActorCritic(
-        "manager", planning, features, codes, paid["manager"], units=units, bins=bins, group="manager_"
-    )
-    told = features + goals.target
-    worker = ActorCritic("worker", options, told, distribution, paid["worker"], units=units, bins=bins)
-    return Hierarchy(hierarchy, manager, worker, goals)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.behavior import Behavior
-from reverie.behavior.hierarchy import HierarchyOptions, build, default_streams
+from reverie.behavior.build import build, default_streams
+from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.behavior.ppo import improve
 from reverie.env.pinpad import BOARDS, COUNTDOWN, PinPad
 from reverie.functional import one_hot
