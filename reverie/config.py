@@ -290,15 +290,24 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
     if path in RENAMED:
         message = f"this is now {RENAMED[path]}"
     elif first["type"] == "extra_forbidden":
-        known = list(keys(Config))
-        sections = {key.rpartition(".")[0] for key in known}
-        likely = [key for key in known if (key in sections) == isinstance(value, Mapping)]
-        names = {alias: key for key in likely for alias in (key, key.rpartition(".")[2])}
-        names |= {} if isinstance(value, Mapping) else {short: short for short in FLAT}
-        message = f"unknown key; did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"
+        message = f"unknown key; {_suggestion(path, value)}"
     for opening in ("Input ", "String ", "Value error, "):
         message = message.removeprefix(opening)
     raise ConfigError(f"{path or 'configuration'} = {show(value)}: {message}") from None
+
+
+def _suggestion(path: str, value: Any) -> str:
+    """What to write instead of a key that there is not."""
+    known = list(keys(Config))
+    if path in known:  # of several sections in one name, which overrides and values by key may have
+        nested: dict[str, Any] = {}
+        put(nested, path, value)
+        return f"sections are nested here: {json.dumps(nested)}"
+    sections = {key.rpartition(".")[0] for key in known}
+    likely = [key for key in known if (key in sections) == isinstance(value, Mapping)]
+    names = {alias: key for key in likely for alias in (key, key.rpartition(".")[2])}
+    names |= {} if isinstance(value, Mapping) else {short: short for short in FLAT}
+    return f"did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"
 
 
 def keys(options: type[Options], prefix: str = "") -> Iterator[str]:

@@ -116,6 +116,8 @@ def test_a_short_name_and_its_key_may_agree_but_not_differ(file):
         ({"run": {"stepz": 5}}, ["run.stepz = 5", "did you mean run.steps?"]),
         ({"steps": 5}, ["steps = 5", "did you mean run.steps?"]),
         ({"kl_scal": 1}, ["kl_scal = 1", "kl_scale?"]),
+        ({"run.steps": 5}, ["run.steps = 5", 'sections are nested here: {"run": {"steps": 5}}']),
+        ({"agent": {"world_optimizer.rate": 1}}, ['nested here: {"agent": {"world_optimizer": {"rate": 1}}}']),
         ({"agnt": {"horizon": 3}}, ["agnt", "did you mean agent?"]),
         ({"run": {"steps": -5}}, ["run.steps = -5", "greater than or equal to 1"]),
         ({"run": {"steps": "5"}}, ['run.steps = "5"', "integer"]),
