@@ -31,7 +31,7 @@ check: $(READY)  ## check format, style and types
 # ends the run.
 SANITIZED := sh -c "exec gcc \"$$@\" -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all" gcc
 sanitize: $(READY)  ## run the tests of the native kernels with checks of memory and undefined behaviour (gcc)
-	CC='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
+	SANITIZED_CC='$(SANITIZED)' ASAN_OPTIONS=detect_leaks=0 OMP_NUM_THREADS=1 \
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	.venv/bin/python -m pytest -n 0 --capture=sys tests/native
 
