@@ -85,11 +85,13 @@ def refuse_occupied(folder: Path) -> None:
 def branch(config: Config, path: Path, state: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """A new folder with a copy of the replay that the checkpoint at ``path`` names, and the state that belongs to it.
 
-    Raises StoredDataError where the folder that the user chose has a run already.
+    Raises StoredDataError where the folder that the user chose has a run already, or what is left of one.
     """
     chosen = config.run.name if config.run.name != state["config"]["run"]["name"] else None
     fresh = claim(config, chosen)
     refuse_occupied(fresh)
+    if (fresh / "replay").exists():
+        raise StoredDataError(f"{fresh} holds a replay without a checkpoint; remove it, or choose another run.name")
     log.info("%s is not the end of its run: going on in a new one, %s", path, fresh)
     origins = path.resolve().parents[1], Path(state["directory"])  # a run may be moved, a checkpoint be copied away
     origin = next((origin / "replay" for origin in origins if (origin / "replay").is_dir()), None)

@@ -265,6 +265,17 @@ def test_a_run_folder_without_its_latest_checkpoint_is_not_overwritten_either(tm
     assert sorted(path.name for path in (tmp_path / "run" / "replay").iterdir()) == before
 
 
+def test_a_copy_of_a_replay_does_not_go_where_another_one_is(tmp_path):
+    DreamerV3Trainer(make_config(tmp_path, run={"steps": 8})).train()
+    killed = DreamerV3Trainer(make_config(tmp_path, run={"name": "other"}))
+    killed.advance()
+    killed.close()
+    before = sorted((tmp_path / "other").rglob("*"))
+    with pytest.raises(StoredDataError, match=r"other holds a replay without a checkpoint; remove it"):
+        DreamerV3Trainer.resume(tmp_path / "run" / "checkpoints" / "best_model.pt", ["run.name=other"])
+    assert sorted((tmp_path / "other").rglob("*")) == before
+
+
 def test_a_run_that_was_killed_before_its_first_checkpoint_may_begin_again(tmp_path):
     doomed = DreamerV3Trainer(make_config(tmp_path))
     for _ in range(5):
