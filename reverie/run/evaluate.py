@@ -54,9 +54,9 @@ class LengthLimit:
     def watch(self, length: Int[np.ndarray, "E"]) -> None:
         """Warns, once, of an episode that lasts long or was stopped; call it with their lengths after each step."""
         if self.silent and bool(((length > LONG) | (length == self.steps)).any()):
-            when = "never" if self.steps == sys.maxsize else f"after {self.steps} (run.evaluate_limit)"
-            log.warning("%s: an episode has lasted %d steps and is stopped %s; where episodes do not end by "
-                        "themselves, set env.time_limit", self.options.name, length.max(), when)  # fmt: skip
+            end = "never stopped" if self.steps == sys.maxsize else f"stopped after {self.steps} (run.evaluate_limit)"
+            log.warning("%s: an episode has lasted %d steps and is %s; where episodes do not end by "
+                        "themselves, set env.time_limit", self.options.name, length.max(), end)  # fmt: skip
             self.silent = False
 
 

@@ -87,7 +87,7 @@ def test_an_episode_without_an_end_is_stopped_and_pointed_out(agent, monkeypatch
     result = evaluate(agent, options, 3, 0, unwanted=lambda: next(steps, None) is None, limit=limit)
     assert [episode.length for episode in result.episodes] == [limit] * (3 if limit else 0)
     (record,) = caplog.records
-    how = "5 steps and is stopped after 5 (run.evaluate_limit)" if limit else "21 steps and is stopped never"
+    how = "5 steps and is stopped after 5 (run.evaluate_limit)" if limit else "21 steps and is never stopped"
     assert record.getMessage() == f"painter: an episode has lasted {how}; where episodes do not end by themselves, " \
                                   "set env.time_limit"  # fmt: skip
 
