@@ -137,6 +137,7 @@ class DreamerV3Trainer:
         except (EnvironmentFailure, KeyboardInterrupt):  # a signal does not raise this one, but environments may
             self.envs.abandon()  # some environments took a step that replay never saw
             self.save()
+            log.info("Saved at step %d; go on with --checkpoint %s", self.step, self.checkpoints.latest)
             raise
         finally:
             self.close()

@@ -386,14 +386,15 @@ def test_a_signal_during_an_evaluation_saves_and_stops(tmp_path, monkeypatch):
     assert [row["step"] for row in final_state(tmp_path)["metrics_history"]] == [40]
 
 
-def test_an_environment_that_interrupts_leaves_a_checkpoint_and_the_run_goes_on(tmp_path, monkeypatch):
+def test_an_environment_that_interrupts_leaves_a_checkpoint_and_the_run_goes_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(ENVIRONMENTS, "counting", create_counting)
     env = {"name": "counting", "mode": "inline", "kwargs": {"fault": "interrupt", "when": 9}}
     trainer = DreamerV3Trainer(make_config(tmp_path, env=env))
-    with pytest.raises(KeyboardInterrupt):
+    with caplog.at_level("INFO"), pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert final_state(tmp_path)["global_step"] == len(trainer.replay) > 0
     latest = tmp_path / "run" / "checkpoints" / "latest.pt"
+    assert f"Saved at step {trainer.step}; go on with --checkpoint {latest}" in caplog.text
     assert DreamerV3Trainer.resume(latest, ["env.kwargs={}"]).train() == 0
 
 
