@@ -51,14 +51,17 @@ class TrainedAgent:
         """Forgets what was seen: the next observation begins an episode."""
         self.carry, self.first = self.agent.initial(1), True
 
-    def act(self, observation: Mapping[str, np.ndarray], deterministic: bool = False) -> Float[np.ndarray, "A"]:
+    def act(self, observation: Mapping[str, np.ndarray] | Any, deterministic: bool = False) -> Float[np.ndarray, "A"]:
         """The action for what the environment shows: drawn from the policy, or its likeliest.
 
-        Raises ConfigError for an observation of other keys.
+        Raises ConfigError for anything but arrays of the keys and shapes that the agent knows.
         """
-        if observation.keys() != (known := self.agent.world.observation.keys()):
-            raise ConfigError(f"the observation has the keys {sorted(observation)}, the agent knows {sorted(known)}; "
-                              "use an environment that `TrainedAgent.environment` gave")  # fmt: skip
+        known = {key: tuple(spec.shape) for key, spec in self.agent.world.observation.items()}
+        named = isinstance(observation, Mapping)
+        given = {key: np.shape(value) for key, value in observation.items()} if named else type(observation).__name__
+        if given != known:
+            raise ConfigError(f"the observation is {given}, the agent knows {known}; use an environment that "
+                              "`TrainedAgent.environment` gave")  # fmt: skip
         no = np.zeros(1, bool)
         obs = {key: np.asarray(value)[None] for key, value in observation.items()}
         step = Step(obs, np.zeros(1, np.float32), first=np.array([self.first]), last=no, terminal=no)

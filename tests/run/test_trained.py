@@ -62,8 +62,20 @@ def test_an_environment_of_the_user_gets_what_was_around_that_of_the_training(ch
     assert np.array_equal(first, second)
     with pytest.raises(ConfigError, match=r"the agent knows .*; give it one like that of its training"):
         own.environment(gymnasium.make("Pendulum-v1"))
-    with pytest.raises(ConfigError, match=re.escape("the keys ['image'], the agent knows ['vector']")):
-        own.act({"image": np.zeros(4, np.float32)})
+
+
+@pytest.mark.parametrize(
+    ("observation", "said"),
+    [
+        ({"image": np.zeros(4, np.float32)}, "{'image': (4,)}"),
+        ({"vector": np.zeros(5, np.float32)}, "{'vector': (5,)}"),
+        (np.zeros(4, np.float32), "ndarray"),  # as a gymnasium.Env gives it
+    ],
+)
+def test_an_observation_that_the_agent_does_not_know_is_refused(checkpoint, observation, said):
+    agent = TrainedAgent.load(checkpoint, "cpu")
+    with pytest.raises(ConfigError, match=re.escape(f"observation is {said}, the agent knows {{'vector': (4,)}}; use")):
+        agent.act(observation)
 
 
 def test_the_example_plays_an_episode(checkpoint, tmp_path):
