@@ -223,7 +223,8 @@ class ActorCritic(nn.Module):
         for i, stream in enumerate(self.streams.values()):
             reward, discount, values = rollout.reward[..., i], rollout.discount[..., i], value[..., i]
             if not stream.episodic:  # after the episode's end a new one follows
-                reward = reward + (rollout.sure_discount[i] - discount) * values[:, 0].mean()
+                ended = (rollout.sure_discount[i] - discount).clamp(min=0.0)
+                reward = reward + ended * values[:, 0].mean()
             if not stream.ends_with_goal:
                 values = joined[..., i]
                 reward, discount = (edges.reshape(len(values), -1) for edges in (reward, discount))

@@ -62,11 +62,12 @@ int matrix_gradient(const float *d, const float *x, float *into, float *bias, in
 #pragma omp parallel for schedule(static) if (parts > 1)
     for (int part = 0; part < parts; part++) {
         int64_t end = rows * (part + 1) / parts;
-        float *packed = failed ? NULL : claim(slice + 2 * ldd), *sum = sums + part * stride;
+        float *packed = failed ? NULL : claim(slice + 2 * ldd);
         if (!packed) {
             failed = OUT_OF_MEMORY;
             continue;
         }
+        float *sum = sums + part * stride;
         double *columns = memset(packed + slice, 0, sizeof(double) * ldd);
         for (int64_t r = rows * part / parts; r < end; r += SLICE)
             accumulate(d + r * ldd, x + r * ldx, end - r < SLICE ? end - r : SLICE, blocks, outputs, inputs, packed,

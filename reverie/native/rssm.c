@@ -275,9 +275,9 @@ int dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer 
         }
         for (size_t t = 0; t < T; t++) {
             for (int r = 0; r < rows; r++) {
-                const float *here = points + ((begin + r) * (T + 1) + t) * L;
-                memcpy(deter_in + r * D, here, sizeof(float) * D);
-                memcpy(features + r * F, here, sizeof(float) * L);
+                const float *point = points + ((begin + r) * (T + 1) + t) * L;
+                memcpy(deter_in + r * D, point, sizeof(float) * D);
+                memcpy(features + r * F, point, sizeof(float) * L);
             }
             mlp_rows(layers, depth, packed_actor, features, 0, rows, hidden, U, 0);
             for (int r = 0; r < rows; r++) {
