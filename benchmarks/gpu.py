@@ -25,6 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -116,7 +117,7 @@ class Program:
             finally:
                 late = time.monotonic() > self.deadline - GRACE
                 ask.cancel(), make.cancel()
-                if process.poll() is None:
+                with suppress(ProcessLookupError):  # there may be children where the program itself has ended
                     os.killpg(process.pid, signal.SIGKILL)
         if process.returncode:
             self.ended = "no time left" if late else f"failed with {process.returncode}, see {self.log.name}"

@@ -374,9 +374,9 @@ def test_a_signal_during_an_evaluation_saves_and_stops(tmp_path, monkeypatch):
     trainer = DreamerV3Trainer(make_config(tmp_path, run=run))
     play = train.evaluate
 
-    def interrupt(*arguments: Any) -> Any:
+    def interrupt(*arguments: Any, **choices: Any) -> Any:
         os.kill(os.getpid(), signal.SIGINT)
-        return play(*arguments)
+        return play(*arguments, **choices)
 
     monkeypatch.setattr(train, "evaluate", interrupt)
     assert trainer.train() == 130
