@@ -6,6 +6,7 @@ from reverie.env import ENVIRONMENTS
 from reverie.replay import SequenceReplayBuffer
 from reverie.run.train import DreamerV3Trainer
 from reverie.run.trained import TrainedAgent
+from reverie.types import ConfigError, DeviceError, EnvironmentFailure, ReverieError, StoredDataError
 from reverie.world.modality import DECODERS, ENCODERS, MODALITY_CONFIGS, ModalityConfig
 from reverie.world.model import MultimodalWorldModel
 
@@ -16,9 +17,14 @@ __all__ = [
     "MODALITY_CONFIGS",
     "Agent",
     "Config",
+    "ConfigError",
+    "DeviceError",
     "DreamerV3Trainer",
+    "EnvironmentFailure",
     "ModalityConfig",
     "MultimodalWorldModel",
+    "ReverieError",
     "SequenceReplayBuffer",
+    "StoredDataError",
     "TrainedAgent",
 ]

@@ -19,6 +19,7 @@ from typing import Any
 from reverie import config as configuration
 from reverie import trees
 from reverie.presets import PRESETS
+from reverie.run.grid import axes, single
 from reverie.types import ConfigError, ReverieError
 
 log = logging.getLogger(__name__)
@@ -227,7 +228,6 @@ def _tree(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from reverie.run.grid import axes
     from reverie.run.logger import console
     from reverie.run.train import DreamerV3Trainer
 
@@ -302,7 +302,7 @@ def _profile(options: argparse.Namespace) -> int:
 
     if options.output and options.output.suffix == ".png":
         raise ConfigError(f"--output {options.output} is where the chart goes; name a JSON file")
-    result = profile(configuration.build(_tree(options)), options.updates)
+    result = profile(single(_tree(options)), options.updates)
     print("\n".join(result.lines()))
     if options.output:
         result.write(options.output)
@@ -317,7 +317,7 @@ def _config(options: argparse.Namespace) -> int:
         print(configuration.reference(), end="")
     else:
         options.trust = True  # nothing runs here
-        print(configuration.dump(configuration.build(_tree(options))), end="")
+        print(configuration.dump(single(_tree(options))), end="")
     return 0
 
 

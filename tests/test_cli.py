@@ -220,3 +220,9 @@ def test_several_configurations_are_merged_in_their_order(tmp_path, capsys):
     assert cli.main(["config", *files, "batch_size=5"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert (shown["run"]["steps"], shown["run"]["seed"], shown["replay"]["batch_size"]) == (3, 2, 5)
+
+
+@pytest.mark.parametrize("command", ["config", "profile"])
+def test_a_sweep_is_not_one_run(command: str, capsys):
+    assert cli.main([command, "--config", "experiment"]) == 2
+    assert "a list makes this a sweep, which `reverie sweep` runs" in capsys.readouterr().err

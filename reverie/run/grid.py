@@ -62,6 +62,15 @@ def axes(tree: Mapping[str, Any], options: type[Options] = Config, prefix: str =
     return found if prefix else _ordered(found)
 
 
+def single(tree: Mapping[str, Any]) -> Config:
+    """The Config of nested values for one run. Raises ConfigError, also where a list makes them a sweep."""
+    if found := axes(tree):
+        raise ConfigError(
+            f"{', '.join(found)}: a list makes this a sweep, which `reverie sweep` runs; choose one value"
+        )
+    return configuration.build(tree)
+
+
 def _ordered(found: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
     order = [*FLAT.values(), *configuration.keys(Config)]
     return dict(sorted(found.items(), key=lambda axis: (axis[0] == SEED, order.index(axis[0]))))
