@@ -3,10 +3,10 @@
 from reverie.agent import Agent
 from reverie.config import Config
 from reverie.env import ENVIRONMENTS
+from reverie.errors import ConfigError, DeviceError, EnvironmentFailure, ReverieError, StoredDataError
 from reverie.replay import SequenceReplayBuffer
 from reverie.run.train import DreamerV3Trainer
 from reverie.run.trained import TrainedAgent
-from reverie.types import ConfigError, DeviceError, EnvironmentFailure, ReverieError, StoredDataError
 from reverie.world.modality import DECODERS, ENCODERS, MODALITY_CONFIGS, ModalityConfig
 from reverie.world.model import MultimodalWorldModel
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from reverie.behavior.build import build, default_streams
 from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.behavior.motive import Motive
 from reverie.behavior.ppo import improve
+from reverie.compatibility import check_sections, compare, describe, shapes
 from reverie.imagine import imagine
 from reverie.nets.layers import output_rows
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
@@ -38,7 +39,6 @@ from reverie.types import (
     ObservationSpec,
     Options,
     Step,
-    StoredDataError,
     action_width,
     cpu_copy,
 )
@@ -253,8 +253,8 @@ class Agent(nn.Module):
         """
         optimizers = {f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()}
         self._check_model(state)
-        _check_sections(state, {"generators", *optimizers})
-        _check_sections(state["generators"], self.generators)
+        check_sections(state, {"generators", *optimizers})
+        check_sections(state["generators"], self.generators)
         for section, optimizer in optimizers.items():
             optimizer.check(state[section])
         self.load_state_dict(state["model_state"])
@@ -273,10 +273,10 @@ class Agent(nn.Module):
         self.load_state_dict(state["model_state"])
 
     def _check_model(self, state: Mapping[str, Any]) -> None:
-        _check_sections(state, {"spaces", "model_state"})
+        check_sections(state, {"spaces", "model_state"})
         for kind, mine in self.spaces.items():
-            _compare(kind, state["spaces"].get(kind, {}), mine)
-        _compare("tensor", _shapes(state["model_state"]), _shapes(self.state_dict()))
+            compare(kind, state["spaces"].get(kind, {}), mine)
+        compare("tensor", shapes(state["model_state"]), shapes(self.state_dict()))
 
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -287,37 +287,6 @@ LOSS_SCALED = {("fp16", "cuda")}
 
 KNOWN = ("policy_loss", "value_loss", "entropy")
 """What a policy reports under this name in every behavior."""
-
-
-def describe(observation: Mapping[str, ObservationSpec], action: ActionSpec) -> dict[str, dict[str, str]]:
-    """What is observed and done, in words: two agents whose words are the same can take each other's place."""
-    return {
-        "observation": {
-            key: f"{spec.dtype}{list(spec.shape)}" + f" of {spec.classes} classes" * bool(spec.classes)
-            for key, spec in sorted(observation.items())
-        },
-        "action": {part.name: f"{part.size} {'classes' if part.discrete else 'numbers'}" for part in action},
-    }
-
-
-def _check_sections(state: Mapping[str, Any], expected: Iterable[str]) -> None:
-    if missing := sorted(set(expected) - state.keys()):
-        raise StoredDataError(f"the checkpoint lacks {', '.join(missing)}; use another one")
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _compare(what: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raises StoredDataError naming the first entry that differs."""
-    differing = sorted(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name))
-    if differing:
-        name = differing[0]
-        raise StoredDataError(
-            f"the checkpoint does not fit: {what} {name} is {saved.get(name, 'missing')} in it and "
-            f"{mine.get(name, 'missing')} here; use the environment and the configuration it was trained with"
-        )
 
 
 def world_metrics(losses: Losses) -> Metrics:

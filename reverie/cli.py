@@ -18,9 +18,9 @@ from typing import Any
 
 from reverie import config as configuration
 from reverie import trees
+from reverie.errors import ConfigError, ReverieError
 from reverie.presets import PRESETS
 from reverie.run.grid import axes, single
-from reverie.types import ConfigError, ReverieError
 
 log = logging.getLogger(__name__)
 

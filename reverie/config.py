@@ -23,12 +23,13 @@ from reverie.aliases import FLAT, RENAMED
 from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.env import EnvOptions
+from reverie.errors import ConfigError
 from reverie.presets import locate
 from reverie.replay import ReplayOptions
 from reverie.strict_json import parse, plain, read_file
 from reverie.trees import children, find, join, put, show
 from reverie.trust import refuse_code
-from reverie.types import ConfigError, Options
+from reverie.types import Options
 from reverie.world.model import WorldOptions
 
 LARGEST_NUMBER, LARGEST_COUNT = 1e9, 10**15

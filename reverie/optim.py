@@ -16,8 +16,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import native
+from reverie.errors import StoredDataError
 from reverie.native import optimizer as kernel
-from reverie.types import Metrics, Options, StoredDataError, cpu_copy
+from reverie.types import Metrics, Options, cpu_copy
 
 
 class OptimizerOptions(Options):

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reverie.errors import ConfigError
 from reverie.trees import children, join, show
-from reverie.types import ConfigError
 
 LARGEST_FILE = 1_000_000
 

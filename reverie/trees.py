@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 
 
 def children(value: Any) -> dict[Any, Any]:

@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from reverie.errors import ConfigError
 from reverie.trees import children, join
-from reverie.types import ConfigError
 
 CODE_OR_FILE = re.compile(r"[:/\\]|[^\W\d]\w*\.[^\W\d]")
 """Some environments import what an argument names (``module.Class``, ``module:Id``) or read the file at a path."""

@@ -16,10 +16,11 @@ from reverie.agent import Agent
 from reverie.behavior.actor_critic import ActorCritic
 from reverie.behavior.ppo import Means
 from reverie.behavior.streams import Stream
+from reverie.errors import StoredDataError
 from reverie.imagine import imagine
 from reverie.optim import OptimizerOptions
 from reverie.run import checkpoint
-from reverie.types import ActionPart, Batch, ObservationSpec, StoredDataError
+from reverie.types import ActionPart, Batch, ObservationSpec
 from tests import core
 from tests.core import (
     CHOICE,

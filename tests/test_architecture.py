@@ -15,20 +15,31 @@ from reverie.types import Latent
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"types", "functional"}
+BASE = {"errors", "types", "functional"}
 BELOW_AGENT = BASE | {"compilation", "nets", "native", "world", "behavior", "imagine", "optim"}
-BELOW_CONFIG = BELOW_AGENT | {"agent", "aliases", "env", "presets", "replay", "strict_json", "trees", "trust"}
+BELOW_CONFIG = BELOW_AGENT | {
+    "agent",
+    "compatibility",
+    "aliases",
+    "env",
+    "presets",
+    "replay",
+    "strict_json",
+    "trees",
+    "trust",
+}
 BELOW_RUN = BELOW_CONFIG | {"config"}
 
 MAY_IMPORT = {
+    "errors": set(),
     "types": set(),
     "aliases": set(),
     "functional": {"types"},
-    "trees": {"types"},
-    "strict_json": {"trees", "types"},
-    "trust": {"trees", "types"},
+    "trees": {"errors"},
+    "strict_json": {"errors", "trees"},
+    "trust": {"errors", "trees"},
     "native": set(),
-    "presets": {"types"},
+    "presets": {"errors"},
     "compilation": {"native"},
     "env": BASE,
     "replay": BASE,
@@ -37,7 +48,8 @@ MAY_IMPORT = {
     "world": BASE | {"compilation", "nets", "native"},
     "behavior": BASE | {"compilation", "nets", "optim"},
     "imagine": BASE | {"compilation", "nets", "world", "behavior"},
-    "agent": BELOW_AGENT,
+    "compatibility": {"errors", "types"},
+    "agent": BELOW_AGENT | {"compatibility"},
     "config": BELOW_CONFIG,
     "run": BELOW_RUN,
     "cli": BELOW_RUN | {"run"},

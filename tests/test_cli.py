@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from reverie import cli
+from reverie.errors import ConfigError, DeviceError
 from reverie.run.device import choose_device
-from reverie.types import ConfigError, DeviceError
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "MUJOCO_GL": "disable"}

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from reverie import config
 from reverie.aliases import FLAT, RENAMED
 from reverie.config import Config, as_config, build, dump, load, read, reference
+from reverie.errors import ConfigError
 from reverie.presets import FOLDER
 from reverie.strict_json import LARGEST_FILE
 from reverie.trees import merge, put
-from reverie.types import ConfigError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reverie.errors import StoredDataError
 from reverie.nets.layers import Linear, output_rows
 from reverie.optim import LARGEST_LOSS_SCALE, Optimizer, OptimizerOptions, adam, agc_ratio, laprop
-from reverie.types import StoredDataError
 from tests.core import close
 
 pytestmark = pytest.mark.usefixtures("both_ways")

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from reverie import cli, config
+from reverie.errors import ConfigError
 from reverie.run.grid import expand
 from reverie.run.sweep import train as command_of
 from reverie.run.train import DreamerV3Trainer
 from reverie.trust import code
-from reverie.types import ConfigError
 from tests.test_cli import TINY
 
 MODULE = """

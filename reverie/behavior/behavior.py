@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from reverie.behavior.actor_critic import ActorCritic
 from reverie.behavior.goals import GoalSpace
 from reverie.behavior.motive import Motive
-from reverie.types import ConfigError, Dream, Goal, Latent, Metrics, Rollout
+from reverie.errors import ConfigError
+from reverie.types import Dream, Goal, Latent, Metrics, Rollout
 
 
 class Behavior(nn.Module, ABC):

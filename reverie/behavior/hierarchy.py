@@ -21,9 +21,10 @@ from reverie.behavior.behavior import Behavior
 from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, GoalSpace, SkillGoals, perplexity
 from reverie.behavior.motive import Motive
 from reverie.behavior.streams import Stream
+from reverie.errors import ConfigError
 from reverie.functional import masked_mean
 from reverie.optim import PolicyOptimizerOptions
-from reverie.types import ConfigError, Dream, Goal, Latent, Metrics, Options, Rollout
+from reverie.types import Dream, Goal, Latent, Metrics, Options, Rollout
 
 
 class HierarchyOptions(Options):

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from reverie.types import ActionPart, ActionSpec, ConfigError
+from reverie.errors import ConfigError
+from reverie.types import ActionPart, ActionSpec
 
 HUGE = 1e30
 """A bound as far out as this, or as the numbers of its dtype go, is none."""

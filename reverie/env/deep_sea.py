@@ -16,7 +16,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 
 COST = 0.01
 """Of all moves to the right of the best episode together."""

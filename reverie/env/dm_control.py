@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.env.registry import suggest
-from reverie.types import ConfigError, ReverieError
+from reverie.errors import ConfigError, ReverieError
 
 
 def create(task: str) -> gymnasium.Env:

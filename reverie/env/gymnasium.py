@@ -14,7 +14,7 @@ from reverie.env.actions import action_writer
 from reverie.env.picture import read_picture
 from reverie.env.spaces import BadTransition, ObservationReader, read_flag, read_reward
 from reverie.env.wrappers import Observation
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 
 
 class GymnasiumEnvironment:

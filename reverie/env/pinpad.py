@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.env.registry import suggest
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 
 COUNTDOWN = 10
 """Steps from a success to the step that begins somewhere else."""

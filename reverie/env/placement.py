@@ -18,7 +18,8 @@ from reverie.env.generators import kept, with_generators
 from reverie.env.registry import EnvOptions, make
 from reverie.env.worker import summary
 from reverie.env.wrappers import Environment
-from reverie.types import ReverieError, action_width
+from reverie.errors import ReverieError
+from reverie.types import action_width
 
 logger = logging.getLogger(__name__)
 

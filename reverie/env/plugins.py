@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 
 GROUP = "reverie.plugins"
 

@@ -23,7 +23,8 @@ from pydantic import Field
 from reverie.env import plugins
 from reverie.env.gymnasium import GymnasiumEnvironment
 from reverie.env.wrappers import Environment, Repeat, TimeLimit, grayscale, one_hot, resize
-from reverie.types import ConfigError, Options, action_width
+from reverie.errors import ConfigError
+from reverie.types import Options, action_width
 
 
 class EnvOptions(Options):

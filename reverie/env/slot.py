@@ -17,7 +17,8 @@ import torch
 from reverie.env.registry import EnvOptions
 from reverie.env.worker import Failure, Place
 from reverie.env.wrappers import Observation
-from reverie.types import ActionSpec, EnvironmentFailure, ObservationSpec
+from reverie.errors import EnvironmentFailure
+from reverie.types import ActionSpec, ObservationSpec
 
 logger = logging.getLogger(__name__)
 

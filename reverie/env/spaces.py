@@ -14,7 +14,8 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.env.layout import Layout, find_layout
-from reverie.types import ConfigError, ObservationSpec
+from reverie.errors import ConfigError
+from reverie.types import ObservationSpec
 
 LARGEST = float(np.finfo(np.float32).max)
 

@@ -28,7 +28,8 @@ from reverie.env.registry import ENVIRONMENTS, EnvOptions, find, make, suite_of
 from reverie.env.slot import Slot
 from reverie.env.worker import Inline, Place, Worker
 from reverie.env.wrappers import Environment
-from reverie.types import ActionSpec, ConfigError, ObservationSpec, Step, StoredDataError, action_width
+from reverie.errors import ConfigError, StoredDataError
+from reverie.types import ActionSpec, ObservationSpec, Step, action_width
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ import cloudpickle
 import numpy as np
 
 from reverie.env.wrappers import Environment, Observation
-from reverie.types import ReverieError
+from reverie.errors import ReverieError
 
 THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 """What libraries of numbers ask for their number of threads."""

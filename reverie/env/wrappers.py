@@ -11,7 +11,8 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from reverie.types import ActionSpec, ConfigError, ObservationSpec
+from reverie.errors import ConfigError
+from reverie.types import ActionSpec, ObservationSpec
 
 Observation = dict[str, np.ndarray]
 

@@ -10,7 +10,7 @@ import logging
 import os
 from pathlib import Path
 
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 
 FOLDER = Path(__file__).parent
 

@@ -19,21 +19,12 @@ import torch
 from jaxtyping import Float, Shaped
 from pydantic import Field
 
+from reverie.errors import ConfigError, StoredDataError
 from reverie.replay.chunks import Columns, chunk_paths, row_bytes, unknown
 from reverie.replay.journal import generations
 from reverie.replay.store import ChunkStore
 from reverie.replay.windows import Plan, gather, gather_context, plan
-from reverie.types import (
-    ActionSpec,
-    Array,
-    Batch,
-    ConfigError,
-    ObservationSpec,
-    Options,
-    Step,
-    StoredDataError,
-    action_width,
-)
+from reverie.types import ActionSpec, Array, Batch, ObservationSpec, Options, Step, action_width
 
 AGE_RATE = 0.05
 """How fast the mean age of sampled rows follows the newest batch."""

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from reverie.errors import StoredDataError
 from reverie.replay.chunks import Columns
-from reverie.types import StoredDataError
 
 OPTIONS = {
     "streams": ("env.envs", 1),

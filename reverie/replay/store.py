@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from reverie.errors import StoredDataError
 from reverie.replay import layout
 from reverie.replay.chunks import Chunk, Columns
 from reverie.replay.journal import Journal
-from reverie.types import StoredDataError
 
 TOLERATED_LOSS = 0.05
 """Fraction of the rows that may be corrupt before a replay is refused."""

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from reverie import config as configuration
 from reverie.config import Config
-from reverie.types import ConfigError, ReverieError, StoredDataError
+from reverie.errors import ConfigError, ReverieError, StoredDataError
 
 FORMAT = 3
 """The layout of the saved state; raised when a reader of the old one could not understand the new one."""

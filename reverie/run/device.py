@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from reverie import native
-from reverie.types import DeviceError
+from reverie.errors import DeviceError
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from reverie.config import Config
+from reverie.errors import ConfigError, ReverieError, StoredDataError
 from reverie.replay import SequenceReplayBuffer
-from reverie.types import ConfigError, ReverieError, StoredDataError
 
 log = logging.getLogger(__name__)
 

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from reverie import config as configuration
 from reverie.config import Config
+from reverie.errors import ConfigError, StoredDataError
 from reverie.run import checkpoint
 from reverie.run.device import cores
 from reverie.run.folder import FolderInUse, lock
@@ -28,7 +29,6 @@ from reverie.run.grid import PLACES, Grid, Trial, expand, show
 from reverie.run.schedule import Interruption
 from reverie.trees import find
 from reverie.trust import code
-from reverie.types import ConfigError, StoredDataError
 
 PAUSE = 0.1
 """Seconds between two looks at the running trials."""

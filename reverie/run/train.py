@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reverie import compilation, native
+from reverie import compilation
 from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.config import Config
 from reverie.env import make_vector, repeats, spaces_of, with_mode
 from reverie.env.worker import summary
+from reverie.errors import EnvironmentFailure, StoredDataError
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import checkpoint, video
 from reverie.run.asynchronous import AsynchronousPlayer, sufficient_lead
@@ -28,11 +29,12 @@ from reverie.run.checkpoint import DivergenceError
 from reverie.run.collect import Collector, Player
 from reverie.run.device import choose_device, set_up, warn_of_precision
 from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, show_goals
+from reverie.run.exactness import differences, surroundings
 from reverie.run.folder import branch, claim, keep_identity, lock, refuse_occupied
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
 from reverie.run.schedule import Every, Interruption, TrainRatio
-from reverie.types import Batch, EnvironmentFailure, Metrics, StoredDataError
+from reverie.types import Batch, Metrics
 
 PATIENCE = 50
 """Updates without a finite gradient after which a run gives up; a few in a row do happen, and are skipped."""
@@ -275,7 +277,8 @@ class DreamerV3Trainer:
         """
         self.player.settle()
         self.replay.flush()
-        state = self.agent.checkpoint() | {
+        state = self.agent.checkpoint() | surroundings(self.agent)
+        state |= {
             "config": self.config.model_dump(mode="json"),
             "directory": str(self.folder.resolve()),
             "global_step": self.step,
@@ -290,9 +293,6 @@ class DreamerV3Trainer:
             "metrics": self.logger.mark(),
             "collector": self.collector.state_dict(),
             "replay": self.replay.state_dict(),
-            "threads": torch.get_num_threads(),
-            "kernels": self._kernels(),
-            "compiled": self.agent.compiles and compilation.works(),
         }
         replaced = self.checkpoints.save(state, best=best or self.best_return is None)
         self.replay.commit(replaced=replaced)
@@ -315,16 +315,6 @@ class DreamerV3Trainer:
                 self.collector.load_state_dict(state["collector"])
         except (KeyError, TypeError, AttributeError) as error:
             raise StoredDataError(f"the checkpoint's replay or collector lacks {error}; use another one") from error
-        if self.config.run.asynchronous:
-            log.warning("resume is not bit-exact: collection is asynchronous")
-        if state["threads"] != torch.get_num_threads():
-            log.warning("resume is not bit-exact: %d threads before, %d now", state["threads"], torch.get_num_threads())
-        if state.get("kernels") != self._kernels():
-            log.warning("resume is not bit-exact: the native kernels are others than before")
-        if state.get("compiled", False) != self.agent.compiles:
-            when = "now" if self.agent.compiles else "before"
-            log.warning("resume is not bit-exact: updates are compiled only %s", when)
-
-    def _kernels(self) -> str:
-        """Which native kernels take part."""
-        return native.version() if native.supports(*self.agent.world.parameters()) else ""
+        inexact = ["collection is asynchronous"] if self.config.run.asynchronous else []
+        for reason in [*inexact, *differences(state, self.agent)]:
+            log.warning("resume is not bit-exact: %s", reason)

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from reverie.agent import Agent, describe
+from reverie.agent import Agent
+from reverie.compatibility import describe
 from reverie.config import Config
 from reverie.env import Environment, adapt, make
+from reverie.errors import ConfigError
 from reverie.run.evaluate import restore_agent
-from reverie.types import ConfigError, Step
+from reverie.types import Step
 
 
 class TrainedAgent:

@@ -20,10 +20,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from reverie.compilation import compiled
+from reverie.errors import ConfigError
 from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP
-from reverie.types import ActionSpec, Batch, ConfigError, Latent, Losses, ObservationSpec, Options, action_width, join
+from reverie.types import ActionSpec, Batch, Latent, Losses, ObservationSpec, Options, action_width, join
 from reverie.world.modality import modalities
 from reverie.world.rssm import RSSM
 from reverie.world.sizes import PRESETS, Sizes

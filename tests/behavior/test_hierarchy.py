@@ -15,8 +15,9 @@ from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.goals import GOAL_REWARDS
 from reverie.behavior.hierarchy import Hierarchy, HierarchyOptions
 from reverie.behavior.streams import Stream
+from reverie.errors import ConfigError
 from reverie.imagine import imagine
-from reverie.types import ConfigError, Dream, Latent
+from reverie.types import Dream, Latent
 from reverie.world.model import MultimodalWorldModel
 from tests.core import (
     CONSTANT,

@@ -7,7 +7,8 @@ import pytest
 from gymnasium import spaces
 
 from reverie.env.actions import action_writer
-from reverie.types import ActionPart, ConfigError, action_width
+from reverie.errors import ConfigError
+from reverie.types import ActionPart, action_width
 
 INF, MOST = np.inf, np.finfo(np.float32).max
 

@@ -10,7 +10,7 @@ from gymnasium.utils.env_checker import check_env
 
 from reverie.env import EnvOptions, make, make_vector
 from reverie.env.deep_sea import DeepSea, create
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 
 
 def dive(env: DeepSea, actions) -> tuple[float, list[tuple[int, int]]]:

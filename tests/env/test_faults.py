@@ -17,7 +17,7 @@ import pytest
 
 from reverie.env import EnvOptions, make_vector, spaces_of
 from reverie.env.worker import summary
-from reverie.types import ConfigError, EnvironmentFailure
+from reverie.errors import ConfigError, EnvironmentFailure
 from tests.counting import CountingEnv
 
 ACTION = np.eye(3, dtype=np.float32)[[1, 1]]

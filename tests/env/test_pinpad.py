@@ -13,7 +13,8 @@ from gymnasium.utils.env_checker import check_env
 
 from reverie.env import EnvOptions, make, make_vector
 from reverie.env.pinpad import BOARDS, PinPad, create
-from reverie.types import ConfigError, ObservationSpec
+from reverie.errors import ConfigError
+from reverie.types import ObservationSpec
 
 STAY, DOWN, UP, RIGHT, LEFT = range(5)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reverie.env import ENVIRONMENTS, EnvOptions, make_vector, placement, with_mode
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 from tests.counting import CountingEnv
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from reverie.env import ENVIRONMENTS, EnvOptions, make, make_vector, plugins
 from reverie.env.registry import find
-from reverie.types import ConfigError
+from reverie.errors import ConfigError
 
 PLUGIN = """
 import gymnasium

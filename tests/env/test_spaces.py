@@ -9,7 +9,8 @@ import pytest
 from gymnasium import spaces
 
 from reverie.env.spaces import BadTransition, ObservationReader, read_flag, read_reward
-from reverie.types import ConfigError, ObservationSpec
+from reverie.errors import ConfigError
+from reverie.types import ObservationSpec
 
 IMAGE = spaces.Box(0, 255, (8, 6, 3), np.uint8)
 

@@ -11,7 +11,8 @@ import pytest
 from gymnasium import spaces
 
 from reverie.env import ENVIRONMENTS, EnvOptions, make, make_vector, with_protocol
-from reverie.types import ConfigError, ObservationSpec, action_width
+from reverie.errors import ConfigError
+from reverie.types import ObservationSpec, action_width
 
 CONFIGS = Path(__file__).parents[2] / "reverie" / "presets"
 

@@ -14,7 +14,8 @@ import torch
 
 from reverie.env import ENVIRONMENTS, EnvOptions, make_vector
 from reverie.env import slot as slots
-from reverie.types import ConfigError, Step, StoredDataError, action_width
+from reverie.errors import ConfigError, StoredDataError
+from reverie.types import Step, action_width
 from tests.counting import CountingEnv
 
 

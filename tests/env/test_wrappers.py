@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from reverie.env.wrappers import Repeat, TimeLimit, grayscale, one_hot, resize
-from reverie.types import ActionPart, ConfigError, ObservationSpec
+from reverie.errors import ConfigError
+from reverie.types import ActionPart, ObservationSpec
 
 
 class Film:

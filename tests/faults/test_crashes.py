@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from reverie.errors import StoredDataError
 from reverie.run import checkpoint
 from reverie.run.checkpoint import Checkpoints, ResourceError
-from reverie.types import StoredDataError
 
 fork = multiprocessing.get_context("fork")
 

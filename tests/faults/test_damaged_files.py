@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from reverie.errors import ReverieError
 from reverie.run.train import DreamerV3Trainer
-from reverie.types import ReverieError
 from tests.run.test_train import digest, make_config
 
 SAMPLE = 40

@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 import torch
 
+from reverie.errors import StoredDataError
 from reverie.run import checkpoint
-from reverie.types import StoredDataError
 
 EXECUTED = {"exec", "compile", "os.system", "subprocess.Popen", "os.posix_spawn", "socket.connect", "pickle.find_class"}
 seen: list[str] = []

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from reverie.errors import ConfigError, StoredDataError
 from reverie.replay import ReplayOptions, SequenceReplayBuffer
-from reverie.types import ConfigError, ObservationSpec, Step, StoredDataError
+from reverie.types import ObservationSpec, Step
 from tests.replay.counting import ACTION, LATENT, actions, check, counts, digest_batch, drive, fill, images, make
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from reverie.errors import StoredDataError
 from reverie.replay.chunks import NO_CLASS, Chunk
-from reverie.types import StoredDataError
 from tests.replay.counting import check, fill, make
 
 ROW = 8 + 12 + 8 + 4 + 3 + 12 + 2

@@ -20,9 +20,10 @@ import torch
 from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.env import ENVIRONMENTS
+from reverie.errors import EnvironmentFailure
 from reverie.run.asynchronous import AsynchronousPlayer, sufficient_lead
 from reverie.run.train import DreamerV3Trainer
-from reverie.types import Batch, EnvironmentFailure
+from reverie.types import Batch
 from tests.counting import create_counting
 from tests.run.test_train import TINY, CountingAgent, final_state, make_config
 

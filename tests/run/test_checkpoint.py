@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from reverie import config as configuration
+from reverie.errors import StoredDataError
 from reverie.run import checkpoint
 from reverie.run.checkpoint import Checkpoints, DivergenceError, ResourceError, load, save
-from reverie.types import StoredDataError
 
 
 def state(step: int = 1) -> dict:

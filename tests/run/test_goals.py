@@ -14,10 +14,10 @@ import torch
 
 from reverie.behavior.hierarchy import Hierarchy
 from reverie.cli import main
+from reverie.errors import ConfigError
 from reverie.run.evaluate import evaluate, restore_agent, show_goals
 from reverie.run.inspect import describe, goal_codes
 from reverie.run.train import DreamerV3Trainer
-from reverie.types import ConfigError
 from tests.run.test_train import MANAGED, make_config
 
 

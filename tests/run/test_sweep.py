@@ -14,12 +14,12 @@ import pytest
 
 from reverie import cli
 from reverie import config as configuration
+from reverie.errors import ConfigError
 from reverie.presets import locate
 from reverie.run import leaderboard
 from reverie.run.folder import lock
 from reverie.run.grid import Grid, Trial, axes, expand
 from reverie.run.sweep import Result, read, reopen, run
-from reverie.types import ConfigError
 from tests.test_cli import TINY, start
 
 ORIGINAL = {"kl_scale": [0.5, 1.0, 2.0], "free_nats": [1.0, 3.0, 5.0], "clip_ratio": [0.1, 0.2, 0.3]}

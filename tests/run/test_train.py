@@ -20,11 +20,12 @@ from reverie import native
 from reverie.agent import Agent
 from reverie.config import Config
 from reverie.env import ENVIRONMENTS
+from reverie.errors import ReverieError, StoredDataError
 from reverie.run import checkpoint, train
 from reverie.run.checkpoint import DivergenceError
 from reverie.run.folder import claim
 from reverie.run.train import DreamerV3Trainer
-from reverie.types import Batch, Carry, ReverieError, Step, StoredDataError
+from reverie.types import Batch, Carry, Step
 from tests.counting import create_counting
 
 TINY = {

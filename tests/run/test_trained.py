@@ -15,8 +15,8 @@ import torch
 
 from reverie import TrainedAgent
 from reverie.env import Environment, make_vector
+from reverie.errors import ConfigError
 from reverie.run.train import DreamerV3Trainer
-from reverie.types import ConfigError
 from tests.run.test_train import make_config
 
 ROOT = Path(__file__).parents[2]

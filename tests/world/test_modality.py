@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from reverie import native
+from reverie.errors import ConfigError
 from reverie.functional import symlog
-from reverie.types import ConfigError, Latent, ObservationSpec
+from reverie.types import Latent, ObservationSpec
 from reverie.world.modality import MODALITY_CONFIGS, ModalityConfig, modalities
 from reverie.world.modality.image import ImageDecoder, ImageEncoder, plan
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder

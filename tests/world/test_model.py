@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from reverie.behavior.actor_critic import ActorCritic
-from reverie.types import ActionPart, ActionSpec, ConfigError, ObservationSpec
+from reverie.errors import ConfigError
+from reverie.types import ActionPart, ActionSpec, ObservationSpec
 from reverie.world.model import MultimodalWorldModel, WorldOptions
 from tests.core import IMAGE, VECTORS, close, make_batch, make_level, make_world, shake, uniform
 

@@ -13,7 +13,8 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from reverie.types import ConfigError, Latent, ObservationSpec
+from reverie.errors import ConfigError
+from reverie.types import Latent, ObservationSpec
 from reverie.world.modality.image import ImageDecoder, ImageEncoder
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder
 from reverie.world.sizes import Sizes

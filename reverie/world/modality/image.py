@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reverie.errors import ConfigError
 from reverie.nets.layers import (
     BlockLinear,
     ChannelNormSiLU,
@@ -21,7 +22,7 @@ from reverie.nets.layers import (
     NormSiLU,
     UpsampledConvolution,
 )
-from reverie.types import ConfigError, Latent, ObservationSpec
+from reverie.types import Latent, ObservationSpec
 from reverie.world.sizes import Sizes
 
 MULTIPLIERS = (2, 3, 4, 4)
