@@ -110,6 +110,21 @@ def agc_ratio(gradients: list[Tensor], weights: list[Tensor], limit: float) -> F
     return (torch.stack(torch._foreach_norm(gradients)) / allowed).clamp(min=1.0)
 
 
+SCHEDULE = {"rate", "warmup", "decay", "final"}
+"""The options that `ramps` reads."""
+
+
+def ramps(options: OptimizerOptions) -> Float[Tensor, "3 2"]:
+    """The schedule of the learning rate as the product of two ramps, of warm-up and of decay.
+
+    For each: over how many updates it goes, where it begins, and by how much it changes.
+    """
+    rate, warmup, decay, final = options.rate, options.warmup, options.decay, options.final
+    rise = (warmup, 0.0, rate) if warmup else (1, rate, 0.0)
+    fall = (decay, 1.0, final - 1.0) if decay else (1, 1.0, 0.0)
+    return torch.tensor([rise, fall]).T.contiguous()
+
+
 def layer_sizes(parameters: Iterable[nn.Parameter], rows: Mapping[nn.Parameter, Sequence[int]]) -> list[int]:
     """How many numbers each layer's tensors have, in order: a parameter with ``rows`` belongs to several layers."""
     return [
@@ -152,20 +167,17 @@ class Optimizer:
         self.count = torch.zeros((), device=self.weight.device)
         self.half = half
         self.lengths = torch.tensor(sizes, device=self.weight.device)
-        recipe = options.model_dump(include=OptimizerOptions.model_fields.keys() - {"kind"})
+        self.ramps = ramps(options).to(self.weight.device).unbind()
+        self.whole = torch.ones_like(self.count)
+        recipe = options.model_dump(include=OptimizerOptions.model_fields.keys() - SCHEDULE - {"kind"})
         self.task = kernel.task(sizes, adam=options.kind == "adam", floor=FLOOR, **recipe)
         self.loss_scale = torch.full_like(self.count, 2.0**16 if half else 1.0)
 
     @property
     def rate(self) -> Tensor:
         """The learning rate of the next update; the first of a warm-up is zero."""
-        options = self.options
-        rate = torch.full_like(self.count, options.rate)
-        if options.warmup:
-            rate = rate * (self.count / options.warmup).clamp(max=1.0)
-        if options.decay:
-            rate = rate * (1.0 - (1.0 - options.final) * (self.count / options.decay).clamp(max=1.0))
-        return rate
+        updates, begin, change = self.ramps
+        return (begin + change * torch.minimum(self.count / updates, self.whole)).prod()
 
     def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None) -> Metrics:
         """Descends the weighted sum of the means of ``losses``.
@@ -186,15 +198,16 @@ class Optimizer:
     @torch.no_grad()
     def _descend(self, when: Tensor | None) -> Metrics:
         step = self._native_step if native.supports(self.weight, kernel="optimizer") else self._step
-        norm, skipped, rate = step(when)
+        rate = self.rate
+        norm, skipped = step(rate, when)
         if self.half:
             self.loss_scale *= torch.where(skipped > 0, 0.5, LOSS_SCALE_GROWTH)
             self.loss_scale.clamp_(max=LARGEST_LOSS_SCALE)
         return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped, f"{self.name}/lr": rate}
 
-    def _step(self, when: Tensor | None) -> tuple[Tensor, ...]:
-        """Returns the norm of the gradient, one where it was not finite, and the rate."""
-        norm, rate = self.gradient.norm(), self.rate
+    def _step(self, rate: Tensor, when: Tensor | None) -> tuple[Tensor, ...]:
+        """Returns the norm of the gradient, and one where it was not finite."""
+        norm = self.gradient.norm()
         finite = torch.isfinite(norm)
         go = finite if when is None else finite & when
         if self.options.agc:
@@ -207,12 +220,12 @@ class Optimizer:
         for old, new in zip(self.moments, moments, strict=True):
             old.copy_(torch.where(go, new, old))
         self.count += go
-        return norm, (~finite).float(), rate
+        return norm, (~finite).float()
 
-    def _native_step(self, when: Tensor | None) -> tuple[Tensor, ...]:
+    def _native_step(self, rate: Tensor, when: Tensor | None) -> tuple[Tensor, ...]:
         """The same in one call; reading ``when`` costs nothing on a CPU."""
         wanted = when is None or bool(when)
-        return kernel.descend(self.task, self.weight, self.gradient, *self.moments, self.count, wanted).unbind()
+        return kernel.descend(self.task, self.weight, self.gradient, *self.moments, rate, self.count, wanted).unbind()
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -91,6 +91,14 @@ def test_the_rate_rises_linearly_from_zero(count, rate):
     close(optimizer.rate, rate, atol=1e-15)
 
 
+@pytest.mark.parametrize(("count", "rate"), [(0, 0.0), (1, 0.0875), (2, 0.15), (3, 0.125), (7, 0.05), (9, 0.05)])
+def test_the_rate_falls_linearly_to_what_is_left_of_it(count, rate):
+    """0.2 · count / 2 · (1 - 0.75 · count / 6), each share at most one."""
+    _, optimizer = make(OptimizerOptions(rate=0.2, warmup=2, decay=6, final=0.25))
+    optimizer.count.fill_(float(count))
+    close(optimizer.rate, rate, atol=1e-8)
+
+
 def test_without_warmup_the_first_rate_is_whole():
     net, optimizer = make()
     before = values(net.parameters())

@@ -95,11 +95,10 @@ class Part(ctypes.Structure):
 
 
 class Recipe(ctypes.Structure):
-    """How a group of parameters is trained."""
+    """How a group of parameters is trained, at whatever rate."""
 
     _fields_ = [
-        *((name, c_float) for name in ("rate", "warmup", "decay", "final", "beta1", "beta2")),
-        *((name, c_float) for name in ("eps", "agc", "floor", "clip")),
+        *((name, c_float) for name in ("beta1", "beta2", "eps", "agc", "floor", "clip")),
         ("adam", c_int),
     ]
 
@@ -122,7 +121,7 @@ SIGNATURES = {
     "two_hot_mean": (*_LAYERS, Numbers, c_int, Numbers, c_int, Numbers, c_int64, c_int),
     "two_hot_loss": (Numbers, *_TARGETS, Numbers, Numbers, c_int64, c_int),
     "two_hot_loss_back": (Numbers, Numbers, *_TARGETS, Numbers, Numbers, c_int64, c_int),
-    "descend": (POINTER(Recipe), *[Numbers] * 4, POINTER(c_int64), c_int, c_int, Numbers, Numbers),
+    "descend": (POINTER(Recipe), *[Numbers] * 4, POINTER(c_int64), c_int, c_int, *[Numbers] * 3),
     "observe_forward": (*_CORE, *[Numbers] * 6, Trace, *[Numbers] * 5),
     "observe_backward": (*_CORE, Numbers, Trace, *[Numbers] * 6, Gradients),
     "dream": (

@@ -5,7 +5,7 @@
 
 // OptimizerOptions; FLOOR of optim.py is `floor`.
 typedef struct {
-    float rate, warmup, decay, final, beta1, beta2, eps, agc, floor, clip;
+    float beta1, beta2, eps, agc, floor, clip;
     int adam;
 } Recipe;
 
@@ -35,21 +35,16 @@ static void clip_adaptively(const float *weight, float *gradient, const int64_t 
     }
 }
 
-static float share(float count, float steps) { return count < steps ? count / steps : 1.0f; }
-
 // One step, unless the gradient is not finite or `wanted` is 0. `count` is that of steps so far. The report: the norm of
-// the gradient, 1 where it was not finite, the rate.
+// the gradient, and 1 where it was not finite.
 int descend(const Recipe *recipe, float *weight, float *gradient, float *step, float *square, const int64_t *sizes,
-            int tensors, int wanted, float *count, float *report) {
+            int tensors, int wanted, const float *rate, float *count, float *report) {
     Recipe r = *recipe;
     int64_t size = 0;
     for (int i = 0; i < tensors; i++) size += sizes[i];
     float norm = root_of_squares(gradient, size);
-    float rate = r.rate * (r.warmup > 0 ? share(*count, r.warmup) : 1.0f);
-    if (r.decay > 0) rate *= 1.0f - (1.0f - r.final) * share(*count, r.decay);
     report[0] = norm;
     report[1] = !isfinite(norm);
-    report[2] = rate;
     if (!isfinite(norm) || !wanted) return DONE;
     *count += 1;
     if (r.agc > 0) clip_adaptively(weight, gradient, sizes, tensors, r.agc, r.floor);
@@ -57,18 +52,17 @@ int descend(const Recipe *recipe, float *weight, float *gradient, float *step, f
         if (r.agc > 0) norm = root_of_squares(gradient, size);
         if (norm > r.clip) scale(gradient, size, r.clip / norm);
     }
-    float correction1 = 1 - pow(r.beta1, *count), correction2 = 1 - pow(r.beta2, *count);
+    float lr = *rate, correction1 = 1 - pow(r.beta1, *count), correction2 = 1 - pow(r.beta2, *count);
 #pragma omp parallel for simd schedule(static) if (parallel : size > 65536)
     for (int64_t j = 0; j < size; j++) {
         float g = gradient[j];
         square[j] = r.beta2 * square[j] + (1 - r.beta2) * g * g;
         float root = sqrtf(square[j] / correction2) + r.eps;
         step[j] = r.beta1 * step[j] + (1 - r.beta1) * (r.adam ? g : g / root);
-        weight[j] -= rate * step[j] / correction1 / (r.adam ? root : 1);
+        weight[j] -= lr * step[j] / correction1 / (r.adam ? root : 1);
     }
     return DONE;
 }
 
-LAYOUT(Recipe, FIELD(Recipe, rate), FIELD(Recipe, warmup), FIELD(Recipe, decay), FIELD(Recipe, final),
-       FIELD(Recipe, beta1), FIELD(Recipe, beta2), FIELD(Recipe, eps), FIELD(Recipe, agc), FIELD(Recipe, floor),
-       FIELD(Recipe, clip), FIELD(Recipe, adam));
+LAYOUT(Recipe, FIELD(Recipe, beta1), FIELD(Recipe, beta2), FIELD(Recipe, eps), FIELD(Recipe, agc),
+       FIELD(Recipe, floor), FIELD(Recipe, clip), FIELD(Recipe, adam));

@@ -21,7 +21,7 @@ class Task(NamedTuple):
 
 
 def task(sizes: Sequence[int], *, adam: bool, **recipe: float) -> Task:
-    """The keywords are the numbers of `OptimizerOptions`, and ``floor``."""
+    """The keywords are the numbers of `OptimizerOptions` but for the schedule, and ``floor``."""
     return Task(Recipe(adam=adam, **recipe), (c_int64 * len(sizes))(*sizes))
 
 
@@ -31,16 +31,17 @@ def descend(
     gradient: Float[Tensor, "W"],
     step: Float[Tensor, "W"],
     square: Float[Tensor, "W"],
+    rate: Float[Tensor, ""],
     count: Float[Tensor, ""],
     wanted: bool,
-) -> Float[Tensor, "3"]:
+) -> Float[Tensor, "2"]:
     """One step in place, unless the gradient is not finite or the step not ``wanted``. Call it where `native.supports`.
 
-    Returns the norm of the gradient, one where it was not finite, and the rate.
+    Returns the norm of the gradient, and one where it was not finite.
     """
     width = (sum(task.sizes),)
     require(weight=(weight, width), gradient=(gradient, width), step=(step, width), square=(square, width))
-    report = weight.new_empty(3)
+    report = weight.new_empty(2)
     buffers = weight, gradient, step, square
-    native.call("descend", byref(task.recipe), *buffers, task.sizes, len(task.sizes), int(wanted), count, report)
+    native.call("descend", byref(task.recipe), *buffers, task.sizes, len(task.sizes), int(wanted), rate, count, report)
     return report
