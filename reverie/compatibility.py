@@ -14,10 +14,7 @@ from reverie.types import ActionSpec, ObservationSpec
 def describe(observation: Mapping[str, ObservationSpec], action: ActionSpec) -> dict[str, dict[str, str]]:
     """What is observed and done, in words: two agents whose words are the same can take each other's place."""
     return {
-        "observation": {
-            key: f"{spec.dtype}{list(spec.shape)}" + f" of {spec.classes} classes" * bool(spec.classes)
-            for key, spec in sorted(observation.items())
-        },
+        "observation": {key: str(spec) for key, spec in sorted(observation.items())},
         "action": {part.name: f"{part.size} {'classes' if part.discrete else 'numbers'}" for part in action},
     }
 

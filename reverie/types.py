@@ -56,9 +56,26 @@ class ObservationSpec:
 
     shape: tuple[int, ...]
     dtype: str
-    """A numpy dtype name: ``uint8``, ``float32`` or ``int64``."""
+    """A numpy dtype name: ``bool``, ``uint8``, ``uint16``, ``int16``, ``int64``, ``float16`` or ``float32``."""
     classes: int = 0
     """For integer keys: values lie in ``0..classes-1``. Zero for numbers."""
+    kind: str = ""
+    """The modality that it is of; empty: whichever claims it."""
+    rate: float = 0.0
+    """Samples per second (Hz) of a sound; zero where that is unknown, and for all else."""
+    optional: bool = False
+    """Whether it may be missing. Then it is zeros, and a bool observation beside it, `presence_key`, is false."""
+
+    def __str__(self) -> str:
+        """All of it in words. What is as usual is left out, so that words of before still say the same."""
+        words = [f"{self.dtype}{list(self.shape)}" + f" of {self.classes} classes" * bool(self.classes)]
+        words += [self.kind] * bool(self.kind) + [f"{self.rate:g} Hz"] * bool(self.rate)
+        return ", ".join(words + ["optional"] * self.optional)
+
+
+def presence_key(key: str) -> str:
+    """The observation that says whether the optional one of this name is there."""
+    return f"{key}/present"
 
 
 @dataclass(frozen=True)

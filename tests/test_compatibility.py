@@ -1,0 +1,32 @@
+"""Whether two agents can take each other's place, in the words that a checkpoint keeps."""
+
+from __future__ import annotations
+
+from reverie.compatibility import describe
+from reverie.types import ActionPart, ObservationSpec
+
+ACTION = (ActionPart("steer", 2, discrete=False),)
+
+
+def test_what_was_described_before_is_described_the_same():
+    before = {"cell": "int64[2] of 7 classes", "height": "float32[]", "image": "uint8[64, 64, 3]"}
+    observation = {
+        "image": ObservationSpec((64, 64, 3), "uint8"),
+        "height": ObservationSpec((), "float32"),
+        "cell": ObservationSpec((2,), "int64", 7),
+    }
+    assert describe(observation, ACTION) == {"observation": before, "action": {"steer": "2 numbers"}}
+
+
+def test_kind_rate_and_absence_make_a_difference():
+    plain = ObservationSpec((8,), "int16")
+    specs = [
+        plain,
+        ObservationSpec((8,), "int16", kind="audio"),
+        ObservationSpec((8,), "int16", kind="audio", rate=16_000),
+        ObservationSpec((8,), "int16", optional=True),
+        ObservationSpec((8,), "int16", kind="audio", rate=16_000, optional=True),
+    ]
+    words = [describe({"x": spec}, ACTION)["observation"]["x"] for spec in specs]
+    assert words[0] == "int16[8]" and words[-1] == "int16[8], audio, 16000 Hz, optional"
+    assert len(set(words)) == len(specs)
