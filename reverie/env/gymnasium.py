@@ -6,6 +6,7 @@ Environments of the older interface (``reset`` returns only an observation, ``st
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,19 +19,19 @@ from reverie.errors import ConfigError
 
 
 class GymnasiumEnvironment:
-    """A `reverie.env.Environment` around a `gymnasium.Env`.
+    """A `reverie.env.Environment` around a `gymnasium.Env`; ``kinds`` and ``text_length`` are as `EnvOptions` has them.
 
     Raises `ConfigError` if a space is not supported. `reset` and `step` raise `BadTransition` if what the environment
     returns does not fit its spaces.
     """
 
-    def __init__(self, env: Any):
+    def __init__(self, env: Any, kinds: Mapping[str, str | None] = {}, text_length: int = 64):
         self.env = env
         if not hasattr(env, "observation_space") or not hasattr(env, "action_space"):
             raise ConfigError(
                 f"{type(env).__name__} has no observation_space or action_space; add it, or set obs_dim and action_dim"
             )
-        self._read = ObservationReader(env.observation_space)
+        self._read = ObservationReader(env.observation_space, kinds, text_length)
         self.observation = self._read.specs
         self.action, self._write, notes = action_writer(env.action_space)
         self.notes = [*self._read.notes, *notes]

@@ -22,7 +22,8 @@ from pydantic import Field
 
 from reverie.env import plugins
 from reverie.env.gymnasium import GymnasiumEnvironment
-from reverie.env.wrappers import Environment, Repeat, TimeLimit, grayscale, one_hot, resize
+from reverie.env.text import KIND
+from reverie.env.wrappers import Environment, Mute, Repeat, TimeLimit, grayscale, one_hot, resize
 from reverie.errors import ConfigError
 from reverie.types import Options, action_width
 
@@ -49,12 +50,19 @@ class EnvOptions(Options):
     """Show images in gray; null: as the suite does, else no."""
     one_hot: bool | list[str] | None = None
     """Integer observations to show as one-hot vectors: all, none, or these; null: as the suite does, else none."""
+    kinds: dict[str, Annotated[str, Field(min_length=1, max_length=200)] | None] = {}
+    """What an observation is, by key: `image`, `text`, `audio`, `vector` or a modality of your own, whatever it
+    looks like; null leaves it out."""
+    text_length: int = Field(default=64, ge=1, le=65_536)
+    """Bytes of a text, as UTF-8; longer ones are cut."""
+    mute: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=1_000)
+    """Observations that fall silent: zeros, and missing where they may be. What is shown stays of the same shape."""
     kwargs: dict[str, Any] = {}
     """Keyword arguments for whatever makes the environment."""
     plugins: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(default=[], max_length=100)
     """Modules or Python files to import first: there they add to ENVIRONMENTS or to Gymnasium's registry."""
     obs_dim: int | None = Field(default=None, ge=1, le=10**7)
-    """Numbers in one observation: checked; a custom environment without spaces takes it from here."""
+    """Numbers in one observation, without texts: checked; a custom environment without spaces takes it from here."""
     action_dim: int | None = Field(default=None, ge=1, le=100_000)
     """Length of the flat action vector: checked; a custom environment without spaces takes it from here."""
     step_timeout: float = Field(default=60.0, gt=0)
@@ -129,7 +137,8 @@ def make(options: EnvOptions) -> Environment:
 def adapt(env: Any, options: EnvOptions) -> Environment:
     """A `gymnasium.Env`, adapted and wrapped as the options ask for. Raises `ConfigError` as `make` does."""
     options = with_protocol(options)
-    return _check_sizes(_wrap(GymnasiumEnvironment(_with_spaces(env, options)), options), options)
+    adapted = GymnasiumEnvironment(_with_spaces(env, options), options.kinds, options.text_length)
+    return _check_sizes(_wrap(adapted, options), options)
 
 
 def find(name: str) -> Callable[..., Any]:
@@ -234,11 +243,13 @@ def _wrap(env: Environment, options: EnvOptions) -> Environment:
         env = grayscale(env)
     if options.one_hot:
         env = one_hot(env, options.one_hot)
+    if options.mute:
+        env = Mute(env, options.mute)
     return TimeLimit(env, options.time_limit) if options.time_limit else env
 
 
 def _check_sizes(env: Environment, options: EnvOptions) -> Environment:
-    values = sum(int(np.prod(spec.shape)) for spec in env.observation.values())
+    values = sum(int(np.prod(spec.shape)) for spec in env.observation.values() if spec.kind != KIND)
     actions = action_width(env.action)
     for name, wanted, found in (("obs_dim", options.obs_dim, values), ("action_dim", options.action_dim, actions)):
         if wanted not in (None, found):

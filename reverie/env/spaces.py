@@ -2,25 +2,34 @@
 
 The translation is prepared once, when the environment is made; an unsupported space is an error then, never later.
 Reading an observation also checks and copies it, so what has passed here is finite, of the promised shape, and ours.
+
+What Gymnasium has no words for, a space may say in attributes: ``kind``, ``rate`` and ``optional``, as in
+`ObservationSpec`. An optional observation may be None or left out of its dict.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
 from reverie.env.layout import Layout, find_layout
+from reverie.env.text import is_text, text_spec, to_bytes
 from reverie.errors import ConfigError
-from reverie.types import ObservationSpec
+from reverie.types import ObservationSpec, presence_key
 
 LARGEST = float(np.finfo(np.float32).max)
 
-SAFE_CASTS = {"uint8": "b", "int64": "biu", "float32": "biuf"}
-"""The numpy dtype kinds that may be cast to each dtype of an observation."""
+SAFE_CASTS = {"uint8": "b", "int64": "biu", "float16": "biuf", "float32": "biuf"}
+SAFE_CASTS |= dict.fromkeys(("bool", "uint16", "int16"), "biu")
+"""The numpy dtype kinds that may be cast to each dtype of an observation, where no integer is lost."""
+
+KEPT = {"bool", "uint8", "uint16", "int16", "float16"}
+"""Dtypes of a Box that stay as they are; all others are read as float32."""
 
 
 class BadTransition(Exception):
@@ -30,59 +39,84 @@ class BadTransition(Exception):
 class ObservationReader:
     """Reads an observation of ``space`` as ``{key: array}``; nested keys are joined with ``/``.
 
-    A space that is not a Dict or Tuple gets the key ``image`` (`reverie.env.layout` says when) or ``vector``. Text is
-    left out. ``notes`` says so, and whatever else a user must know of the space.
+    A space that is not a Dict or Tuple gets the key ``image`` (`reverie.env.layout` says when), ``text`` or ``vector``.
+    ``kinds`` says by key what an observation is, whatever it looks like; None leaves it out. A text has ``text_length``
+    bytes. ``notes`` says what a user must know of the space.
 
-    Raises `ConfigError` for an unsupported space, and where two observations have the same name.
-    Calling it raises `BadTransition` on a missing or extra key, a wrong shape or dtype, or a number that is not finite.
+    Raises `ConfigError` for an unsupported space, where two observations have the same name, and where ``kinds`` speaks
+    of one that there is not. Calling it raises `BadTransition` on a missing or extra key, a wrong shape or dtype, or a
+    number that is not finite.
     """
 
-    def __init__(self, space: spaces.Space):
+    def __init__(self, space: spaces.Space, kinds: Mapping[str, str | None] = {}, text_length: int = 64):
         self.specs: dict[str, ObservationSpec] = {}
         self.notes: list[str] = []
+        self._kinds, self._text_length, self._seen = kinds, text_length, set[str]()
         self._leaves: list[tuple[str, Callable[[Any], np.ndarray]]] = []
-        self._groups: list[tuple[tuple, set]] = []
+        self._groups: list[tuple[tuple, set, set]] = []
         self._walk(space, ())
+        if unknown := sorted(key for key in kinds.keys() - self._seen if kinds[key] is not None):
+            raise ConfigError(f"env.kinds names {unknown[0]!r}, but the observations are {sorted(self._seen)}")
         if not self.specs:
             raise ConfigError(
                 f"the observation space {space} holds nothing that can be used; add a Box or Discrete space"
             )
 
     def __call__(self, value: Any) -> dict[str, np.ndarray]:
-        for path, keys in self._groups:
-            self._check_keys(path, keys, _follow(value, path))
+        for path, keys, optional in self._groups:
+            self._check_keys(path, keys, optional, _follow(value, path))
         return {key: read(value) for key, read in self._leaves}
 
     def _walk(self, space: spaces.Space, path: tuple) -> None:
         if isinstance(space, spaces.Dict):
-            self._groups.append((path, set(space.spaces)))
+            optional = {key for key, child in space.spaces.items() if getattr(child, "optional", False)}
+            self._groups.append((path, set(space.spaces), optional))
             for key, child in space.spaces.items():
                 self._walk(child, (*path, key))
         elif isinstance(space, spaces.Tuple):
             for index, child in enumerate(space.spaces):
                 self._walk(child, (*path, index))
-        elif space.dtype is not None and space.dtype.kind == "U":
-            self.notes.append(f"observation {'/'.join(map(str, path))!r} is text, which is left out")
-        elif math.prod(space.shape or ()):
-            layout, said = find_layout(space) if isinstance(space, spaces.Box) else (None, "")
-            key = "/".join(map(str, path)) or ("image" if layout else "vector")
-            if key in self.specs:
-                raise ConfigError(f"the observation space has two observations called {key!r}; rename one of its keys")
+        elif is_text(space) or math.prod(space.shape or ()):
+            self._leaf(space, path)
+
+    def _leaf(self, space: spaces.Space, path: tuple) -> None:
+        layout, said = find_layout(space) if isinstance(space, spaces.Box) else (None, "")
+        key = "/".join(map(str, path)) or ("image" if layout else "text" if is_text(space) else "vector")
+        kind = self._kinds.get(key, getattr(space, "kind", ""))
+        self._seen.add(key)
+        if kind is None:
+            return
+        if is_text(space):
+            spec = text_spec(space, self._text_length)
+            read, kind = _text_reader(key, spec), kind or spec.kind
+        else:
             spec, start = _observation_spec(space)
             read = _array_reader(key, spec, start)
-            if layout:
-                read, spec = _picture_reader(key, read, layout), ObservationSpec(layout.shape, "uint8")
-            if said:
+            if layout and kind in ("", "image"):
+                spec, read = replace(spec, shape=layout.shape, dtype="uint8"), _picture_reader(key, read, layout)
+            if said and not kind:
                 self.notes.append(f"observation {key!r} of shape {space.shape} {said}")
-            self.specs[key] = spec
-            self._leaves.append((key, (lambda value: read(_follow(value, path))) if path else read))
+        optional = getattr(space, "optional", False)
+        spec = replace(spec, kind=kind, rate=float(getattr(space, "rate", 0.0)), optional=optional)
+        if optional:
+            present = presence_key(key)
+            self._add(present, ObservationSpec((), "bool", 2), lambda value: np.array(_find(value, path) is not None))
+            self._add(key, spec, _optional_reader(read, spec, path))
+        else:
+            self._add(key, spec, (lambda value: read(_follow(value, path))) if path else read)
+
+    def _add(self, key: str, spec: ObservationSpec, read: Callable[[Any], np.ndarray]) -> None:
+        if key in self.specs:
+            raise ConfigError(f"the observation space has two observations called {key!r}; rename one of its keys")
+        self.specs[key] = spec
+        self._leaves.append((key, read))
 
     @staticmethod
-    def _check_keys(path: tuple, expected: set, value: Any) -> None:
+    def _check_keys(path: tuple, expected: set, optional: set, value: Any) -> None:
         where = f"observation {'/'.join(map(str, path))!r}" if path else "the observation"
         if not isinstance(value, Mapping):
             raise BadTransition(f"{where} is {type(value).__name__}, expected a dict with the keys {sorted(expected)}")
-        if value.keys() != expected:
+        if value.keys() != expected and value.keys() | optional != expected:
             raise BadTransition(f"{where} has the keys {sorted(value)}, expected {sorted(expected)}")
 
 
@@ -115,6 +149,14 @@ def _follow(value: Any, path: tuple) -> Any:
     return value
 
 
+def _find(value: Any, path: tuple) -> Any:
+    """What is there, or None."""
+    try:
+        return _follow(value, path)
+    except BadTransition:
+        return None
+
+
 def _observation_spec(space: spaces.Space) -> tuple[ObservationSpec, Any]:
     """The spec of a simple space, and the number that its smallest class has in the environment."""
     if isinstance(space, spaces.Discrete):
@@ -124,8 +166,9 @@ def _observation_spec(space: spaces.Space) -> tuple[ObservationSpec, Any]:
     if isinstance(space, spaces.MultiBinary):
         return ObservationSpec(space.shape, "int64", 2), 0
     if isinstance(space, spaces.Box):
-        return ObservationSpec(space.shape, "uint8" if space.dtype == np.uint8 else "float32"), 0
-    raise ConfigError(f"the observation space {space} is not supported; use Box, Discrete, Multi*, Dict or Tuple")
+        name = np.dtype(space.dtype).name
+        return ObservationSpec(space.shape, name if name in KEPT else "float32", 2 if name == "bool" else 0), 0
+    raise ConfigError(f"the observation space {space} is not supported; use Box, Discrete, Multi*, Text, Dict or Tuple")
 
 
 def _array_reader(key: str, spec: ObservationSpec, start: Any) -> Callable[[Any], np.ndarray]:
@@ -137,19 +180,41 @@ def _array_reader(key: str, spec: ObservationSpec, start: Any) -> Callable[[Any]
         if array.dtype != dtype:
             if array.dtype.kind not in SAFE_CASTS[spec.dtype]:
                 raise BadTransition(f"observation {key!r} has dtype {array.dtype}, expected {dtype}")
-            array = array.astype(dtype)
+            given, array = array, array.astype(dtype)
+            if dtype.kind in "biu" and dtype.itemsize < 8 and (array != given).any():
+                raise BadTransition(f"observation {key!r} has numbers from {given.min()} to {given.max()}, which are "
+                                    f"no {dtype}")  # fmt: skip
         if array.shape != shape:
             raise BadTransition(f"observation {key!r} has shape {array.shape}, expected {shape}")
         # The sum of squares is much cheaper than isfinite, and finite only if every number is.
         if is_float and not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
             raise BadTransition(f"observation {key!r} holds NaN or infinity, expected finite numbers")
-        if classes:
+        if classes and dtype.kind != "b":
             array -= start
             if array.min() < 0 or array.max() >= classes:
                 raise BadTransition(f"observation {key!r} is outside of its {classes} classes")
         return array
 
     return read
+
+
+def _text_reader(key: str, spec: ObservationSpec) -> Callable[[Any], np.ndarray]:
+    def read(value: Any) -> np.ndarray:
+        if not isinstance(value, str):
+            raise BadTransition(f"observation {key!r} is {type(value).__name__}, expected a text")
+        return to_bytes(value, spec.shape[0], key)
+
+    return read
+
+
+def _optional_reader(
+    read: Callable[[Any], np.ndarray], spec: ObservationSpec, path: tuple
+) -> Callable[[Any], np.ndarray]:
+    def read_optional(value: Any) -> np.ndarray:
+        found = _find(value, path)
+        return np.zeros(spec.shape, spec.dtype) if found is None else read(found)
+
+    return read_optional
 
 
 def _picture_reader(key: str, read: Callable[[Any], np.ndarray], layout: Layout) -> Callable[[Any], np.ndarray]:

@@ -1,4 +1,4 @@
-"""What can be put around one environment: action repeat, time limit, image size, one-hot observations.
+"""What can be put around one environment: action repeat, time limit, image size, one-hot observations, lost senses.
 
 Wrappers speak the `Environment` protocol on both sides, so they compose in any order, and the outermost one still
 says exactly which observations it shows.
@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from reverie.errors import ConfigError
-from reverie.types import ActionSpec, ObservationSpec
+from reverie.types import ActionSpec, ObservationSpec, presence_key
 
 Observation = dict[str, np.ndarray]
 
@@ -132,9 +132,11 @@ class Map(Wrapper):
 
 
 def image_keys(environment: Environment) -> list[str]:
-    """The observations that are pictures: uint8 [height, width, channels] without classes."""
-    specs = environment.observation.items()
-    return [key for key, spec in specs if spec.dtype == "uint8" and len(spec.shape) == 3 and not spec.classes]
+    """The observations that are pictures: uint8 [height, width, channels] without classes, and of no other kind."""
+    bytes_of_rank_three = {
+        key: spec for key, spec in environment.observation.items() if spec.dtype == "uint8" and len(spec.shape) == 3
+    }
+    return [key for key, spec in bytes_of_rank_three.items() if not spec.classes and spec.kind in ("", "image")]
 
 
 def resize(inner: Environment, size: int) -> Environment:
@@ -169,7 +171,7 @@ def one_hot(inner: Environment, keys: bool | Collection[str]) -> Environment:
 
     Raises `ConfigError` if a named key is not an integer observation.
     """
-    known = [key for key, spec in inner.observation.items() if spec.classes]
+    known = [key for key, spec in inner.observation.items() if spec.classes and spec.dtype != "bool"]
     changed = known if keys is True else list(keys or [])
     for key in changed:
         if key not in known:
@@ -182,3 +184,28 @@ def one_hot(inner: Environment, keys: bool | Collection[str]) -> Environment:
     specs = {key: inner.observation[key] for key in changed}
     flat = {key: ObservationSpec((int(np.prod(spec.shape)) * spec.classes,), "float32") for key, spec in specs.items()}
     return Map(inner, {key: expand(spec.classes) for key, spec in specs.items()}, flat) if changed else inner
+
+
+class Mute(Wrapper):
+    """Makes observations fall silent: they are zeros, and not there where they are optional.
+
+    What the environment says that it shows stays the same, so an agent that was trained with a sense can lose it.
+    Raises `ConfigError` for an observation that there is not.
+    """
+
+    def __init__(self, inner: Environment, keys: Collection[str]):
+        super().__init__(inner)
+        self.keys = {key for name in keys for key in (name, presence_key(name)) if key in inner.observation}
+        if unknown := sorted(set(keys) - self.keys):
+            raise ConfigError(f"env.mute names {unknown[0]!r}, but the observations are {sorted(inner.observation)}; "
+                              "choose among them")  # fmt: skip
+
+    def reset(self, seed: int) -> Observation:
+        return self._mute(self.inner.reset(seed))
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
+        obs, reward, terminated, truncated = self.inner.step(action)
+        return self._mute(obs), reward, terminated, truncated
+
+    def _mute(self, obs: Observation) -> Observation:
+        return obs | {key: np.zeros_like(obs[key]) for key in self.keys}

@@ -35,7 +35,15 @@ OBSERVATIONS = {
         spaces.Dict({"no": spaces.Box(0, 1, (0,), np.float32), "yes": spaces.Discrete(2)}),
         {"yes": ((), "int64", 2)},
     ),
-    "text part": (spaces.Dict({"say": spaces.Text(9), "yes": spaces.Discrete(2)}), {"yes": ((), "int64", 2)}),
+    "bits of a box": (spaces.Box(0, 1, (3,), np.bool_), {"vector": ((3,), "bool", 2)}),
+    "samples": (spaces.Box(-32768, 32767, (5,), np.int16), {"vector": ((5,), "int16", 0)}),
+    "shorts": (spaces.Box(0, 65535, (5,), np.uint16), {"vector": ((5,), "uint16", 0)}),
+    "halves": (spaces.Box(-1, 1, (5,), np.float16), {"vector": ((5,), "float16", 0)}),
+    "text": (spaces.Text(9), {"text": ((9,), "uint8", 0, "text")}),
+    "text part": (
+        spaces.Dict({"say": spaces.Text(9), "yes": spaces.Discrete(2)}),
+        {"say": ((9,), "uint8", 0, "text"), "yes": ((), "int64", 2)},
+    ),
 }
 
 
@@ -78,15 +86,58 @@ def test_two_observations_of_one_name_are_refused(space):
         ObservationReader(space)
 
 
-def test_text_is_left_out_and_noted():
-    read = ObservationReader(spaces.Dict({"say": spaces.Text(9), "yes": spaces.Discrete(2)}))
-    assert read.notes == ["observation 'say' is text, which is left out"]
-
-
-@pytest.mark.parametrize("space", [spaces.Text(4), spaces.Box(0, 1, (0,)), spaces.Dict({"say": spaces.Text(3)})])
+@pytest.mark.parametrize("space", [spaces.Box(0, 1, (0,)), spaces.Dict({"say": spaces.Text(3)})])
 def test_a_space_of_which_nothing_remains_is_refused(space):
     with pytest.raises(ConfigError, match="holds nothing that can be used"):
-        ObservationReader(space)
+        ObservationReader(space, {"say": None})
+
+
+def test_a_kind_is_what_the_user_says_or_the_space():
+    sound = spaces.Box(0, 255, (512,), np.uint8)
+    sound.kind, sound.rate = "audio", 30_720
+    shown = spaces.Dict({"sound": sound, "message": spaces.Box(0, 255, (80,), np.uint8), "eye": IMAGE})
+    specs = ObservationReader(shown, {"message": "text", "eye": "vector"}).specs
+    assert specs == {
+        "sound": ObservationSpec((512,), "uint8", kind="audio", rate=30_720),
+        "message": ObservationSpec((80,), "uint8", kind="text"),
+        "eye": ObservationSpec((8, 6, 3), "uint8", kind="vector"),
+    }
+    assert ObservationReader(shown, {"eye": None, "sound": "vector"}).specs.keys() == {"sound", "message"}
+    assert ObservationReader(sound, {"vector": "noise"}).specs["vector"].kind == "noise"
+
+
+def test_what_has_a_kind_of_its_own_is_no_picture():
+    channels_first = spaces.Box(0, 1, (3, 16, 16))
+    assert ObservationReader(channels_first).specs["image"].shape == (16, 16, 3)
+    read = ObservationReader(channels_first, {"image": "volume"})
+    assert read.specs["image"] == ObservationSpec((3, 16, 16), "float32", kind="volume") and read.notes == []
+
+
+def test_the_kind_of_something_that_is_not_there_is_refused_but_may_be_left_out():
+    with pytest.raises(ConfigError, match=r"env.kinds names 'mission', but the observations are \['vector'\]"):
+        ObservationReader(spaces.Discrete(2), {"mission": "text"})
+    assert ObservationReader(spaces.Discrete(2), {"mission": None}).specs.keys() == {"vector"}
+
+
+@pytest.mark.parametrize("absent", [{}, {"sound": None}])
+def test_an_optional_observation_says_whether_it_is_there(absent):
+    sound = spaces.Box(-32768, 32767, (2,), np.int16)
+    sound.optional = True
+    read = ObservationReader(spaces.Dict({"sound": sound, "yes": spaces.Discrete(2)}))
+    assert read.specs["sound"].optional and read.specs["sound/present"] == ObservationSpec((), "bool", 2)
+    there, missing = read({"sound": np.array([1, -2], np.int16), "yes": 1}), read({"yes": 1} | absent)
+    assert there["sound"].tolist() == [1, -2] and bool(there["sound/present"]) is True
+    assert missing["sound"].tolist() == [0, 0] and bool(missing["sound/present"]) is False
+    assert missing["sound"].dtype == np.int16 and missing["sound/present"].dtype == bool and missing["yes"] == 1
+    with pytest.raises(BadTransition, match="has the keys"):
+        read({"sound": np.zeros(2, np.int16)})
+
+
+def test_integers_may_come_in_a_wider_dtype_as_long_as_they_fit():
+    read = ObservationReader(spaces.Box(-32768, 32767, (2,), np.int16))
+    assert read([7, -32768])["vector"].tolist() == [7, -32768]
+    with pytest.raises(BadTransition, match="numbers from 0 to 32768, which are no int16"):
+        read([0, 32768])
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from reverie.types import ObservationSpec, action_width
 
 CONFIGS = Path(__file__).parents[2] / "reverie" / "presets"
 
+SYMBOLS = {"grid": ((1617,), "float32"), "direction": ((4,), "float32"), "mission": ((64,), "uint8", 0, "text")}
 SUITES = {
     "CartPole-v1": ("gymnasium", {"vector": ((4,), "float32")}, 2),
     "Pendulum-v1": ("gymnasium", {"vector": ((3,), "float32")}, 1),
@@ -31,9 +32,9 @@ SUITES = {
     ),
     "dmc/ball_in_cup_catch": ("dm_control", {"position": ((4,), "float32"), "velocity": ((4,), "float32")}, 2),
     "highway": ("highway_env", {"vector": ((779,), "float32")}, 5),
-    "minigrid/DoorKey-5x5": ("minigrid", {"grid": ((1617,), "float32"), "direction": ((4,), "float32")}, 7),
-    "MiniGrid-DoorKey-5x5-v0": ("minigrid", {"grid": ((1617,), "float32"), "direction": ((4,), "float32")}, 7),
-    "BabyAI-GoToLocal-v0": ("minigrid", {"grid": ((1617,), "float32"), "direction": ((4,), "float32")}, 7),
+    "minigrid/DoorKey-5x5": ("minigrid", SYMBOLS, 7),
+    "MiniGrid-DoorKey-5x5-v0": ("minigrid", SYMBOLS, 7),
+    "BabyAI-GoToLocal-v0": ("minigrid", SYMBOLS, 7),
     "pinpad/vec-3": (
         "gymnasium",
         {

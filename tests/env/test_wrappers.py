@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from reverie.env.wrappers import Repeat, TimeLimit, grayscale, one_hot, resize
+from reverie.env.wrappers import Mute, Repeat, TimeLimit, grayscale, one_hot, resize
 from reverie.errors import ConfigError
 from reverie.types import ActionPart, ObservationSpec
 
@@ -112,3 +112,30 @@ def test_classes_become_flat_one_hots(keys):
 def test_one_hot_of_something_without_classes_is_refused():
     with pytest.raises(ConfigError, match=r"'image'.*integer observations are \['step'\]"):
         one_hot(Film(), ["image"])
+
+
+def test_a_muted_observation_is_zero_and_missing_where_it_may_be():
+    film = Film()
+    film.observation["image"] = ObservationSpec((4, 8, 3), "uint8", optional=True)
+    film.observation["image/present"] = ObservationSpec((), "bool", 2)
+    show = film.show
+    film.show = lambda: show() | {"image/present": np.array(True)}  # type: ignore[method-assign]
+    env = Mute(film, ["image"])
+    assert env.observation == film.observation
+    for obs in (env.reset(0), env.step(ACTION)[0]):
+        assert not obs["image"].any() and obs["image"].dtype == np.uint8 and not obs["image/present"]
+    assert obs["step"].tolist() == [1, 0]
+
+
+def test_muting_something_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match=r"env.mute names 'sound', but the observations are \['image', 'step'\]"):
+        Mute(Film(), ["image", "sound"])
+
+
+def test_pictures_of_another_kind_and_flags_are_left_alone():
+    film = Film()
+    film.observation["image"] = ObservationSpec((4, 8, 3), "uint8", kind="vector")
+    film.observation["image/present"] = ObservationSpec((), "bool", 2)
+    assert resize(film, 2) is film and grayscale(film) is film
+    assert one_hot(film, True).observation.keys() == film.observation.keys()
+    assert one_hot(film, True).observation["image/present"].dtype == "bool"
