@@ -110,7 +110,7 @@ def draw(observation: Mapping[str, ObservationSpec], shape: tuple[int, ...], see
         if spec.dtype == "float32":
             obs[key] = torch.randn(whole, generator=generator)
         else:
-            top = 256 if spec.dtype == "uint8" else spec.classes
+            top = spec.classes or 256
             obs[key] = torch.randint(top, whole, generator=generator).to(getattr(torch, spec.dtype))
     return obs
 

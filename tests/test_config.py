@@ -131,6 +131,11 @@ def test_a_short_name_and_its_key_may_agree_but_not_differ(file):
         ({"kl_scale": [0.5, 1.0]}, ["world.kl_scale = [0.5, 1.0]", "number"]),
         ({"agent": {"world_optimizer": {"rate": -1}}}, ["agent.world_optimizer.rate = -1"]),
         ({"agent": {"world_optimizer": {"rat": 1}}}, ["agent.world_optimizer.rate?"]),
+        (
+            {"world": {"modalities": {"text": {"loss_scale": -1}}}},
+            ["world.modalities.text.loss_scale = -1", "equal to 0"],
+        ),
+        ({"world": {"modalities": {"text": {"scale": 1}}}}, ["world.modalities.text.scale = 1", "unknown key"]),
         ([], ["[]", "object"]),
         ({"batch_size": 5, "replay": 7}, ["batch_size = 5", "replay = 7 should be a section"]),
     ],

@@ -24,8 +24,19 @@ from reverie.errors import ConfigError
 from reverie.functional import balanced_kl, mixed_log_probs, one_hot, two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP
-from reverie.types import ActionSpec, Batch, Latent, Losses, ObservationSpec, Options, action_width, join
+from reverie.types import (
+    ActionSpec,
+    Batch,
+    Latent,
+    Losses,
+    ObservationSpec,
+    Options,
+    action_width,
+    join,
+    presence_key,
+)
 from reverie.world.modality import modalities
+from reverie.world.modality.config import ModalityOptions
 from reverie.world.rssm import RSSM
 from reverie.world.sizes import PRESETS, Sizes
 
@@ -69,6 +80,8 @@ class WorldOptions(Options):
     """Weight of the KL that trains the posterior."""
     reconstruction_scale: float = Field(default=1.0, ge=0)
     """Weight of every observation's prediction."""
+    modalities: dict[str, ModalityOptions] = {}
+    """Choices about single modalities, by name: `embed_dim`, `loss_scale`, and the `options` of their networks."""
     reward_scale: float = Field(default=1.0, ge=0)
     """Weight of the reward prediction."""
     continue_scale: float = Field(default=1.0, ge=0)
@@ -102,7 +115,8 @@ class MultimodalWorldModel(nn.Module):
         super().__init__()
         self.options, self.sizes, self.observation = options, options.sizes, dict(observation)
         sizes, self.discount = self.sizes, 1.0 - 1.0 / options.horizon
-        groups = {modality.config.name: modality for modality in modalities(observation)}
+        groups = {modality.config.name: modality for modality in modalities(observation, options.modalities)}
+        self.loss_scales = {key: group.config.loss_scale for group in groups.values() for key in group.keys}
         self.encoders = nn.ModuleDict({name: group.encoder(sizes) for name, group in groups.items()})
         self.decoders = nn.ModuleDict({name: group.decoder(sizes) for name, group in groups.items()})
         tokens = sum(int(encoder.width) for encoder in self.encoders.values())  # type: ignore[arg-type]
@@ -115,7 +129,8 @@ class MultimodalWorldModel(nn.Module):
     def scales(self) -> dict[str, float]:
         """The weight of every loss that `loss` returns."""
         options = self.options
-        return {f"recon_{key}": options.reconstruction_scale for key in sorted(self.observation)} | {
+        predicted = {f"recon_{key}": self.loss_scales[key] for key in sorted(self.observation)}
+        return {name: options.reconstruction_scale * scale for name, scale in predicted.items()} | {
             "reward": options.reward_scale,
             "continue": options.continue_scale,
             "dynamics": options.dynamics_scale * options.kl_scale,
@@ -191,8 +206,9 @@ class MultimodalWorldModel(nn.Module):
             "representation": representation,
         }
         for decoder in self.decoders.values():
-            prediction = decoder(latent)
-            losses |= {f"recon_{key}": loss for key, loss in decoder.loss(prediction, batch.obs).items()}  # type: ignore[operator]
+            for key, loss in decoder.loss(latent, batch.obs).items():  # type: ignore[operator]
+                present = batch.obs.get(presence_key(key))
+                losses[f"recon_{key}"] = loss if present is None else loss * present
         return losses
 
     # --- from latents to dreams ---
@@ -220,7 +236,7 @@ class MultimodalWorldModel(nn.Module):
         """What the model sees in a latent [*batch]: every observation key in its own units and dtype."""
         shown: dict[str, Tensor] = {}
         for decoder in self.decoders.values():
-            shown |= decoder.show(decoder(latent))  # type: ignore[operator]
+            shown |= decoder.show(latent)  # type: ignore[operator]
         return shown
 
 

@@ -1,20 +1,21 @@
 """What an observation can be made of, and which networks read and draw each kind.
 
-A *modality* is one encoder and one decoder over a group of observation keys. Keys are grouped by inspection:
-``uint8`` keys of rank 3 are images, everything else is a vector; a key that `MODALITY_CONFIGS` names has a modality
-of its own. A new modality is two classes and three dict entries, in any file.
+A *modality* is one encoder and one decoder over a group of observation keys. A key is of the modality that its ``kind``
+names. Without a kind it is of the one that is called like the key, or else of the last one in `MODALITY_CONFIGS` that
+claims it. A new modality is two classes and three dict entries, in any file.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
 from reverie.errors import ConfigError
 from reverie.types import Latent, ObservationSpec
+from reverie.world.modality.config import ModalityConfig, ModalityOptions
 from reverie.world.modality.image import ImageDecoder, ImageEncoder
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder
 from reverie.world.sizes import Sizes
@@ -22,51 +23,47 @@ from reverie.world.sizes import Sizes
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Reads its keys from ``obs`` (each [B, T, *shape], as the environment drew them) into tokens [B, T, width]."""
+    """Reads its keys from ``obs`` (each [*batch, *shape], as the environment drew them) into tokens."""
 
     width: int
 
-    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, embed_dim: int) -> None: ...
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig) -> None: ...
 
-    def __call__(self, obs: Mapping[str, Tensor]) -> Tensor: ...
+    def __call__(self, obs: Mapping[str, Tensor]) -> Tensor:
+        """Tokens [*batch, width]."""
+        ...
 
 
 @runtime_checkable
 class Decoder(Protocol):
-    """Predicts its keys from a latent."""
+    """Predicts its keys from a latent [*batch]."""
 
-    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes) -> None: ...
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig) -> None: ...
 
-    def __call__(self, latent: Latent) -> dict[str, Tensor]: ...
-
-    def loss(self, prediction: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One loss per key, each [B, T]."""
+    def loss(self, latent: Latent, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """One loss per key, each [*batch]."""
         ...
 
-    def show(self, prediction: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The predictions in the units and dtype of the observations."""
+    def show(self, latent: Latent) -> dict[str, Tensor]:
+        """The predictions [*batch, *shape] in the units and dtype of the observations."""
         ...
 
 
-@dataclass(frozen=True)
-class ModalityConfig:
-    """Which networks serve one modality."""
+def is_image(spec: ObservationSpec) -> bool:
+    """Whether it is uint8 of rank three."""
+    return spec.dtype == "uint8" and len(spec.shape) == 3
 
-    name: str
-    """For a modality of one key: that key."""
-    input_shape: tuple[int, ...]
-    """Checked against the environment where it is not empty."""
-    embed_dim: int
-    """Width of the tokens; 0 means the width of the world model's layers. The image encoder's width is its map's."""
-    encoder_type: str
-    decoder_type: str
+
+def is_anything(spec: ObservationSpec) -> bool:
+    """Of anything a vector can be made."""
+    return True
 
 
 ENCODERS: dict[str, type] = {"image": ImageEncoder, "vector": VectorEncoder}
 DECODERS: dict[str, type] = {"image": ImageDecoder, "vector": VectorDecoder}
 MODALITY_CONFIGS: dict[str, ModalityConfig] = {
-    "image": ModalityConfig("image", (), 0, "image", "image"),
-    "vector": ModalityConfig("vector", (), 0, "vector", "vector"),
+    "vector": ModalityConfig("vector", (779,), 0, "vector", "vector", claims=is_anything),
+    "image": ModalityConfig("image", (3, 64, 64), 0, "image", "image", "uint8", claims=is_image),
 }
 
 
@@ -78,33 +75,58 @@ class Modality:
     keys: dict[str, ObservationSpec]
 
     def encoder(self, sizes: Sizes) -> nn.Module:
-        return self._network("encoder", ENCODERS)(self.keys, sizes, self.config.embed_dim or sizes.embed)
+        return self._network("encoder", ENCODERS, sizes)
 
     def decoder(self, sizes: Sizes) -> nn.Module:
-        return self._network("decoder", DECODERS)(self.keys, sizes)
+        return self._network("decoder", DECODERS, sizes)
 
-    def _network(self, kind: str, networks: Mapping[str, type]) -> type:
-        name = getattr(self.config, f"{kind}_type")
+    def _network(self, part: str, networks: Mapping[str, type], sizes: Sizes) -> nn.Module:
+        name = getattr(self.config, f"{part}_type")
         if name not in networks:
-            raise ConfigError(f"modality '{self.config.name}' has {kind}_type = {name!r}; choose from "
-                              f"{', '.join(networks)}, or add it to {kind.upper()}S")  # fmt: skip
-        return networks[name]
+            raise ConfigError(f"modality '{self.config.name}' has {part}_type = {name!r}; choose from "
+                              f"{', '.join(networks)}, or add it to {part.upper()}S")  # fmt: skip
+        return networks[name](self.keys, sizes, replace(self.config, embed_dim=self.config.embed_dim or sizes.embed))
 
 
-def modalities(observation: Mapping[str, ObservationSpec]) -> list[Modality]:
+def modalities(
+    observation: Mapping[str, ObservationSpec], choices: Mapping[str, ModalityOptions] | None = None
+) -> list[Modality]:
     """Groups the keys of an observation, in the order in which their tokens are concatenated.
 
-    Raises ConfigError where a key has another shape than its entry in `MODALITY_CONFIGS`.
+    ``choices`` change entries of `MODALITY_CONFIGS`. Raises ConfigError for a kind or a choice without an entry, and
+    where a key that is called like its modality has another shape than the entry.
     """
-    groups: dict[str, dict[str, ObservationSpec]] = {"vector": {}, "image": {}}
+    choices = choices or {}
+    for name in choices:
+        if name not in MODALITY_CONFIGS:
+            raise ConfigError(f"world.modalities.{name}: no such modality; choose from {', '.join(MODALITY_CONFIGS)}, "
+                              "or add it to MODALITY_CONFIGS")  # fmt: skip
+    groups: dict[str, dict[str, ObservationSpec]] = {}
     for key in sorted(observation):
-        spec = observation[key]
-        if key in MODALITY_CONFIGS and key not in groups:
-            expected = MODALITY_CONFIGS[key].input_shape
-            if expected and expected != spec.shape:
-                raise ConfigError(f"modality '{key}' is configured for shape {expected}, but the environment shows "
-                                  f"{spec.shape}; change MODALITY_CONFIGS['{key}'].input_shape")  # fmt: skip
-            groups[key] = {key: spec}
-        else:
-            groups["image" if spec.dtype == "uint8" and len(spec.shape) == 3 else "vector"][key] = spec
-    return [Modality(MODALITY_CONFIGS[name], keys) for name, keys in groups.items() if keys]
+        groups.setdefault(_modality_of(key, observation[key]), {})[key] = observation[key]
+    order = sorted(groups, key=lambda name: (name != "vector", name != "image", name))  # as published, then by name
+    return [
+        Modality(MODALITY_CONFIGS[name].changed(choices.get(name, ModalityOptions())), groups[name]) for name in order
+    ]
+
+
+def _modality_of(key: str, spec: ObservationSpec) -> str:
+    """The name of the modality that an observation is of. Raises ConfigError as `modalities` does."""
+    name = spec.kind or _claiming(key, spec)
+    if name not in MODALITY_CONFIGS:
+        raise ConfigError(f"observation '{key}' is of the kind '{name}'; choose from {', '.join(MODALITY_CONFIGS)}, "
+                          "or add it to MODALITY_CONFIGS")  # fmt: skip
+    config = MODALITY_CONFIGS[name]
+    if config.claims is None and config.input_shape not in ((), spec.shape):
+        raise ConfigError(f"modality '{name}' is configured for shape {config.input_shape}, but the environment shows "
+                          f"{spec.shape}; change MODALITY_CONFIGS['{name}'].input_shape")  # fmt: skip
+    return name
+
+
+def _claiming(key: str, spec: ObservationSpec) -> str:
+    if key in MODALITY_CONFIGS and MODALITY_CONFIGS[key].claims is None:
+        return key
+    claiming = [name for name, config in MODALITY_CONFIGS.items() if config.claims and config.claims(spec)]
+    if not claiming:
+        raise ConfigError(f"no modality claims the observation '{key}' ({spec}); say with env.kinds what it is")
+    return claiming[-1]

@@ -23,6 +23,7 @@ from reverie.nets.layers import (
     UpsampledConvolution,
 )
 from reverie.types import Latent, ObservationSpec
+from reverie.world.modality.config import ModalityConfig
 from reverie.world.sizes import Sizes
 
 MULTIPLIERS = (2, 3, 4, 4)
@@ -65,7 +66,7 @@ def stack(obs: Mapping[str, Tensor], keys: Mapping[str, ObservationSpec]) -> Flo
 class ImageEncoder(nn.Module):
     """Stages of 5x5 convolution -> 2x2 max-pool -> RMSNorm over channels -> SiLU; the last map is the token."""
 
-    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, embed_dim: int):
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__()
         self.keys = dict(sorted(keys.items()))
         channels, height, width = plan(keys, sizes.depth)
@@ -89,7 +90,7 @@ class ImageDecoder(nn.Module):
     ``blocks`` of the deterministic state each paint their share of the channels over the full map.
     """
 
-    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes):
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__()
         self.keys = dict(sorted(keys.items()))
         self.channels = [spec.shape[2] for spec in self.keys.values()]
@@ -118,9 +119,11 @@ class ImageDecoder(nn.Module):
         images = torch.sigmoid(self.stages(self.join(painted + whole)).float()).movedim(1, -1).unflatten(0, batch)
         return dict(zip(self.keys, images.split(self.channels, -1), strict=True))
 
-    def loss(self, prediction: Mapping[str, Tensor], obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def loss(self, latent: Latent, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Squared error summed over height, width and channels."""
+        prediction = self(latent)
         return {key: (prediction[key] - obs[key].float() / 255.0).square().sum((-3, -2, -1)) for key in self.keys}
 
-    def show(self, prediction: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {key: (prediction[key] * 255.0).round().to(torch.uint8) for key in self.keys}
+    def show(self, latent: Latent) -> dict[str, Tensor]:
+        """Pictures uint8 [*batch, H, W, C]."""
+        return {key: (image * 255.0).round().to(torch.uint8) for key, image in self(latent).items()}
