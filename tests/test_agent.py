@@ -162,8 +162,14 @@ def test_what_has_never_learned_can_be_saved(tmp_path, hierarchy):
 @pytest.mark.parametrize(
     ("hierarchy", "fixed"),
     [
-        (FLAT, {"behavior.worker.entropy_weight", "behavior.worker.advantage_std", "behavior.worker.started"}),
-        (PLANNED, {"behavior.worker.entropy_weight", "behavior.worker.started", "behavior.manager.started"}),
+        (
+            FLAT,
+            {"behavior.worker.entropy_weight", "behavior.worker.mixer.advantage_std", "behavior.worker.mixer.started"},
+        ),
+        (
+            PLANNED,
+            {"behavior.worker.entropy_weight", "behavior.worker.mixer.started", "behavior.manager.mixer.started"},
+        ),
     ],
 )
 def test_learning_trains_everything_and_reports_fresh_latents(hierarchy, fixed):

@@ -34,9 +34,11 @@ def published_losses(agent: Agent, batch: Batch) -> Tensor:
     value = level.value(inputs)[..., 0].detach()
     returns = lambda_return(dream.reward["extrinsic"], con[:, 1:], value, 0.95)
     low, high = torch.quantile(returns, 0.05), torch.quantile(returns, 0.95)
-    level.return_low.copy_(0.99 * level.return_low + 0.01 * low)
-    level.return_high.copy_(0.99 * level.return_high + 0.01 * high)
-    advantage = (returns - value[:, :-1]) / torch.clamp(level.return_high - level.return_low, min=1)
+    mixer = level.mixer
+    mixer.updates += 1
+    mixer.return_low.copy_(0.99 * mixer.return_low + 0.01 * low)
+    mixer.return_high.copy_(0.99 * mixer.return_high + 0.01 * high)
+    advantage = (returns - value[:, :-1]) / torch.clamp(mixer.return_high - mixer.return_low, min=1)
     weight, policy = con.cumprod(1)[:, :-1], level.policy(inputs[:, :-1])
     logprob, entropy = level.distribution.logprob(policy, dream.action), level.distribution.entropy(policy)
     losses["policy"] = -weight * (logprob * advantage + 3e-4 * entropy)

@@ -1,4 +1,4 @@
-"""One level of the behavior: a policy, a two-hot critic per reward stream with its slow copy, and scales of returns."""
+"""One level of the behavior: a policy, a two-hot critic per reward stream with its slow copy, and their mixer."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
+from reverie.behavior.mixer import Mixer
 from reverie.behavior.streams import TASK, Stream
 from reverie.compilation import compiled
-from reverie.functional import adapt, lambda_return, masked_mean, masked_variance, replay_return, two_hot_bins
+from reverie.functional import adapt, lambda_return, replay_return, two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
@@ -32,6 +33,9 @@ class BehaviorOptions(Options):
     """Discount as an effective number of steps: 1 - 1/horizon."""
     return_lambda: float = Field(default=0.95, ge=0, le=1)
     """Lambda of the return: 0 trusts the critic after one step, 1 only at the end of the dream."""
+    task_weight: float = Field(default=1.0, ge=0)
+    """Weight of the task's reward. With 0 an agent explores without it; what the task would have paid is still learned
+    and shown."""
     entropy: float = Field(default=3e-4, ge=0)
     """Weight of the policy's entropy."""
     epochs: int = Field(default=2, ge=1, le=1000)
@@ -47,7 +51,7 @@ class BehaviorOptions(Options):
     return_rate: float = Field(default=0.01, gt=0, le=1)
     """Rate at which the 5 % and 95 % percentiles of returns are averaged."""
     return_floor: float | None = Field(default=None, gt=0)
-    """Least spread that advantages are divided by; left out, 1 with one reward stream and 0.05 with several."""
+    """Least spread of returns that advantages are divided by; left out, 1, and 0.05 for the levels of a hierarchy."""
     slow_rate: float = Field(default=0.02, gt=0, le=1)
     """Rate at which the slow critic follows the critic."""
     slow_scale: float = Field(default=1.0, ge=0)
@@ -66,6 +70,8 @@ class Targets:
     advantage: Float[Tensor, "R L"]
     """Of all streams together, already scaled."""
     slow_value: Float[Tensor, "R L Q"]
+    attention: Float[Tensor, "Q"]
+    """How much the critic's errors in each stream count."""
     metrics: Metrics
 
 
@@ -86,14 +92,8 @@ class ActorCritic(nn.Module):
     the environment's own reward, None where the level is not paid for it.
     """
 
-    return_low: Tensor
-    return_high: Tensor
-    advantage_std: Tensor
-    started: Tensor
     entropy_weight: Tensor
     bins: Tensor
-    weights: Tensor
-    tails: Tensor
 
     def __init__(
         self,
@@ -106,8 +106,9 @@ class ActorCritic(nn.Module):
         units: int,
         bins: int,
         group: str = "",
+        normalised: bool = False,
     ):
-        """``name`` begins the names of metrics, ``group`` those of the optimizers."""
+        """``name`` begins the names of metrics, ``group`` those of the optimizers; ``normalised`` is the mixer's."""
         super().__init__()
         self.group = group
         self.name, self.options, self.streams, self.distribution = name, options, dict(streams), distribution
@@ -117,16 +118,8 @@ class ActorCritic(nn.Module):
         self.critic = MLP(inputs, units, options.layers, count * bins, scale=0.0)
         self.slow_critic = deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
-        self.floor = options.return_floor or (1.0 if count == 1 else 0.05)
-        # As published, one stream's scale starts at zero under a floor of one; any other begins with the first batch.
-        self.register_buffer("started", torch.full((), float(count == 1 and self.floor >= 1.0)))
-        self.register_buffer("return_low", torch.zeros(count))
-        self.register_buffer("return_high", torch.zeros(count))
-        self.register_buffer("advantage_std", torch.ones(()))
+        self.mixer = Mixer(streams, options.return_rate, normalised)
         self.register_buffer("entropy_weight", torch.tensor(options.entropy))
-        weights = [stream.weight for stream in streams.values()]
-        self.register_buffer("weights", torch.tensor(weights), persistent=False)
-        self.register_buffer("tails", torch.tensor([0.05, 0.95]), persistent=False)
 
     def policy(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch P"]:
         """Parameters of `distribution`."""
@@ -156,63 +149,13 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def compute_targets(self, rollout: Rollout) -> Targets:
-        """Lambda-returns of every stream, and one advantage. Updates the scales.
-
-        Advantages of a stream count by its weight, over the spread of its recent returns (DreamerV3, eq. 7). Where
-        there are several, the sum is brought to unit deviation on average (Hafner et al. 2022). Rollouts that are not
-        the level's own take no part in any scale.
-        """
-        value, counted = self.value(rollout.inputs), rollout.counted
+        """Lambda-returns of every stream, and one advantage. Updates the scales."""
+        value = self.value(rollout.inputs)
         returns = self._returns(rollout, value)
-        error, rate = returns - value[:, :-1], torch.where(self.started > 0, self.options.return_rate, 1.0)
-        scale = self._scale(returns, counted, rate)
-        parts = error / scale
-        advantage = (parts * self.weights).sum(-1)
-        if len(self.streams) > 1:
-            seen = masked_variance(advantage.flatten(), counted.flatten()).sqrt()
-            self.advantage_std.lerp_(torch.where(counted.any() & seen.isfinite(), seen, self.advantage_std), rate)
-            advantage = advantage / self.advantage_std.clamp(min=1e-8)
-        self.started.copy_(torch.where(counted.any(), 1.0, self.started))
-        metrics = self._statistics(rollout, value, returns, parts, advantage)
-        metrics |= {f"return_scale{suffix}": scale[i] for i, suffix in enumerate(self._suffixes())}
+        attention = self.mixer.attention
+        advantage, metrics = self.mixer.mix(rollout, returns, value[:, :-1])
         metrics = {f"{self.name}/{name}": number for name, number in metrics.items()}
-        return Targets(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], metrics)
-
-    def _statistics(
-        self,
-        rollout: Rollout,
-        value: Float[Tensor, "R points Q"],
-        returns: Float[Tensor, "R L Q"],
-        parts: Float[Tensor, "R L Q"],
-        advantage: Float[Tensor, "R L"],
-    ) -> Metrics:
-        """Of the edges that count. ``parts`` are the advantages of each stream, ``advantage`` that of all together."""
-        counted, count = rollout.counted.flatten(), len(self.streams)
-        columns = [returns, returns - value[:, :-1], rollout.reward, value[:, :-1], parts, advantage[..., None]]
-        table = torch.cat(columns, -1).flatten(0, 1)
-        mean, deviation = masked_mean(table, counted), masked_variance(table, counted).sqrt()
-        largest = torch.where(counted[:, None], table.abs(), 0.0).amax(0)
-        metrics = {"advantage_mean": mean[-1], "advantage_std": deviation[-1], "advantage_max": largest[-1]}
-        for i, (name, suffix) in enumerate(zip(self.streams, self._suffixes(), strict=True)):
-            missed, reward, expected, part = range(count + i, 5 * count, count)
-            metrics |= {
-                f"return{suffix}": mean[i],
-                f"return_std{suffix}": deviation[i],
-                f"explained_variance{suffix}": 1.0 - (deviation[missed] / deviation[i].clamp(min=1e-4)).square(),
-                f"dream_reward{suffix}": mean[reward],
-                f"value{suffix}": mean[expected],
-            }
-            if count > 1:
-                metrics |= {
-                    f"advantage_mean_{name}": mean[part],
-                    f"advantage_std_{name}": deviation[part],
-                    f"advantage_max_{name}": largest[part],
-                }
-        return metrics
-
-    def _suffixes(self) -> list[str]:
-        """What the names of a stream's metrics end with; the task's own have none."""
-        return ["" if name == TASK else f"_{name}" for name in self.streams]
+        return Targets(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], attention, metrics)
 
     def _returns(self, rollout: Rollout, value: Float[Tensor, "R points Q"]) -> Float[Tensor, "R L Q"]:
         """A stream that ends with its goal ends with its rollout, any other goes through all pieces of a dream."""
@@ -231,14 +174,6 @@ class ActorCritic(nn.Module):
             returns = lambda_return(reward, discount, values, self.options.return_lambda)
             found.append(returns.view(rollout.weight.shape))
         return torch.stack(found, -1)
-
-    def _scale(self, returns: Float[Tensor, "R L Q"], counted: Bool[Tensor, "R L"], rate: Tensor) -> Float[Tensor, "Q"]:
-        """Follows the spread of returns."""
-        known = torch.where(counted[..., None], returns, torch.nan).flatten(0, 1)
-        tails = torch.nanquantile(known, self.tails, 0)
-        for average, seen in zip((self.return_low, self.return_high), tails, strict=True):
-            average.lerp_(torch.where(seen.isnan(), average, seen), rate)
-        return (self.return_high - self.return_low).clamp(min=self.floor)
 
     def replay_value(self, features: Float[Tensor, "B T F"], batch: Batch, returns: Float[Tensor, "N"]) -> ReplayValue:
         """Targets of the task on the last N / B replayed steps of each sequence, the rows from which dreams started.

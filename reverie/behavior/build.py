@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.behavior.behavior import Behavior
@@ -16,13 +17,22 @@ from reverie.types import ActionSpec
 
 def default_streams(options: BehaviorOptions, hierarchy: HierarchyOptions) -> dict[str, dict[str, Stream]]:
     """What each level is paid for, by the names of level and stream."""
-    task = Stream(1.0, options.horizon)
+    alone, balanced = options.return_floor or 1.0, options.return_floor or SMALL_SPREAD
+    task = Stream(options.task_weight, options.horizon, floor=alone)
     if not hierarchy.enabled:
         return {"policy": {TASK: task}}
-    novelty = Stream(hierarchy.novelty_weight, hierarchy.novelty_horizon)
-    goal = Stream(hierarchy.goal_weight, hierarchy.goal_horizon, ends_with_goal=True)
-    worker_task = replace(task, weight=PRESETS[hierarchy.preset].task_weight)
-    return {"manager": {TASK: task, "novelty": novelty}, "worker": {TASK: worker_task, "goal": goal}}
+    task, shared = replace(task, floor=balanced), PRESETS[hierarchy.preset].task
+    manager, worker = {TASK: task}, {TASK: task} if shared else {}
+    if hierarchy.novelty_weight:
+        manager["novelty"] = Stream(hierarchy.novelty_weight, hierarchy.novelty_horizon, floor=balanced)
+    if hierarchy.goal_weight:
+        goal = Stream(hierarchy.goal_weight, hierarchy.goal_horizon, ends_with_goal=True)
+        worker["goal"] = replace(goal, floor=balanced if shared else alone)
+    return {"manager": manager, "worker": worker}
+
+
+SMALL_SPREAD = 0.05
+"""Floor of the spreads that a normalised level divides by."""
 
 
 def build(
@@ -38,12 +48,11 @@ def build(
 ) -> Behavior:
     """The behavior of these options over latents with ``features`` numbers, of which ``deter`` are deterministic.
 
-    ``streams`` are those of each level, by name; those without weight are left out.
+    ``streams`` are those of each level, by name.
     """
     distribution = ActionDistribution.of(action, options.unimix)
-    paid = {level: {name: stream for name, stream in mine.items() if stream.weight} for level, mine in streams.items()}
     if not hierarchy.enabled:
-        return Flat(ActorCritic("policy", options, features, distribution, paid["policy"], units=units, bins=bins))
+        return Flat(ActorCritic("policy", options, features, distribution, streams["policy"], units=units, bins=bins))
     goals = GOAL_SPACES[hierarchy.goals](hierarchy, deter, units)
     changes = {
         "minibatches": hierarchy.minibatches,
@@ -54,9 +63,8 @@ def build(
     if not PRESETS[hierarchy.preset].replay_value:
         changes["replay_value_scale"] = 0.0
     planning, codes = options.model_copy(update=changes), ActionDistribution([goals.distribution])
-    manager = ActorCritic(
-        "manager", planning, features, codes, paid["manager"], units=units, bins=bins, group="manager_"
-    )
+    level, shared = partial(ActorCritic, units=units, bins=bins), PRESETS[hierarchy.preset].task
+    manager = level("manager", planning, features, codes, streams["manager"], group="manager_", normalised=True)
     told = features + goals.target
-    worker = ActorCritic("worker", options, told, distribution, paid["worker"], units=units, bins=bins)
+    worker = level("worker", options, told, distribution, streams["worker"], normalised=shared)
     return Hierarchy(hierarchy, manager, worker, goals)

@@ -77,7 +77,7 @@ class HierarchyOptions(Options):
         for name, known in (("goals", GOAL_SPACES), ("goal_reward", GOAL_REWARDS)):
             if (chosen := getattr(self, name)) not in known:
                 raise ConfigError(f"hierarchy.{name} = {chosen!r} is unknown; choose among {', '.join(known)}")
-        if not (self.goal_weight or PRESETS[self.preset].task_weight):
+        if not (self.goal_weight or PRESETS[self.preset].task):
             raise ConfigError(
                 f"hierarchy.goal_weight = 0: with hierarchy.preset = {self.preset} a worker is paid for nothing else; "
                 f"raise it"
@@ -89,8 +89,8 @@ class HierarchyOptions(Options):
 class Preset:
     """Who is paid for what, and how the manager counts time."""
 
-    task_weight: float
-    """Weight of the task's reward for the worker."""
+    task: bool
+    """Whether the worker is paid for the task as well."""
     manager_view: Callable[[Dream, Mapping[str, Stream], float], Rollout]
     """What the manager sees of a dream: one of `views`."""
     replay_value: bool
@@ -98,9 +98,9 @@ class Preset:
 
 
 PRESETS = {
-    "hybrid": Preset(task_weight=1.0, manager_view=views.manager, replay_value=True),
-    "goals_only": Preset(task_weight=0.0, manager_view=views.manager, replay_value=True),
-    "director": Preset(task_weight=0.0, manager_view=views.director, replay_value=False),
+    "hybrid": Preset(task=True, manager_view=views.manager, replay_value=True),
+    "goals_only": Preset(task=False, manager_view=views.manager, replay_value=True),
+    "director": Preset(task=False, manager_view=views.director, replay_value=False),
 }
 
 

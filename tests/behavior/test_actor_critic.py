@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import pytest
@@ -57,44 +56,6 @@ def test_the_slow_critic_pulls_with_its_own_scale():
     assert not torch.equal(losses[0], losses[2])
 
 
-# --- the scale of returns ---
-
-
-def test_the_spread_of_returns_is_averaged_from_zero():
-    level = make()
-    seen = []
-    for values in (torch.arange(1001), torch.arange(1001), torch.arange(0, 2001, 2)):
-        metrics = level.compute_targets(rewards_alone(values)).metrics
-        seen.append([level.return_low.item(), metrics["policy/return_scale"].item()])
-    close(torch.tensor(seen), [[0.5, 9.0], [0.995, 17.91], [1.98505, 35.7309]])
-
-
-def test_percentiles_are_interpolated():
-    level = make(return_rate=1.0)
-    level.compute_targets(rewards_alone(torch.arange(10)))
-    close(torch.cat([level.return_low, level.return_high]), [0.45, 8.55])
-
-
-def test_a_small_spread_does_not_magnify_advantages():
-    level, values = make(), torch.tensor([1e-4, -1e-4, 2e-4, -2e-4])
-    targets = level.compute_targets(rewards_alone(values))
-    assert targets.metrics["policy/return_scale"] == 1.0
-    close(targets.advantage[0], values, atol=0)
-
-
-def test_a_large_spread_divides_advantages():
-    level, values = make(), torch.arange(101) / 10
-    targets = level.compute_targets(rewards_alone(values))
-    close(torch.cat([level.return_low, level.return_high]), [0.005, 0.095])
-    assert targets.metrics["policy/return_scale"] == 1.0
-    for _ in range(99):
-        targets = level.compute_targets(rewards_alone(values))
-    close(torch.cat([level.return_low, level.return_high]), [0.316984, 6.022693])
-    close(targets.metrics["policy/return_scale"], 5.705709)
-    close(targets.advantage[0], values / 5.705709)
-    close(targets.returns[0, :, 0], values)
-
-
 def test_an_advantage_compares_the_return_with_the_value_of_its_own_point():
     level = make(inputs=4)
     shake(level.critic, 1e-3)
@@ -102,102 +63,10 @@ def test_an_advantage_compares_the_return_with_the_value_of_its_own_point():
     targets = level.compute_targets(rollout)
     with torch.no_grad():
         value = level.value(rollout.inputs)
-    scale = (level.return_high - level.return_low).clamp(min=1.0)
+    scale = (level.mixer.return_high - level.mixer.return_low).clamp(min=1.0)
     close(targets.advantage, (targets.returns - value[:, :3])[..., 0] / scale, atol=1e-4)
     assert value.unique().numel() == 4
     assert not targets.advantage.requires_grad
-
-
-# --- several streams ---
-
-STREAMS = {"extrinsic": Stream(1.0, 333), "novelty": Stream(0.1, 100)}
-
-
-def two_streams(extrinsic: Tensor, novelty: Tensor) -> Rollout:
-    rollout = rewards_alone(extrinsic)
-    pair = torch.stack([extrinsic, novelty], -1)[None].float()
-    return replace(rollout, reward=pair, discount=torch.zeros_like(pair))
-
-
-def test_statistics_are_those_of_each_stream_where_the_level_chose_itself():
-    level = make(return_floor=0.5, streams=STREAMS)
-    shake(level.critic, 1e-2)
-    rollout = two_streams(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.5, 0.5, 2.0]))
-    foreign = two_streams(torch.tensor([90.0, -70.0, 0.0]), torch.tensor([40.0, 0.0, 8.0]))
-    fields = {name: torch.cat([getattr(part, name) for part in (rollout, foreign)]) for name in ROWS}
-    rollout = replace(rollout, **fields, own=torch.tensor([True, False]), inputs=torch.randn(2, 4, 4))
-    targets = level.compute_targets(rollout)
-    value, rewards = level.value(rollout.inputs).detach()[0, :3], rollout.reward[0]
-    parts = (rewards - value) / (level.return_high - level.return_low).clamp(min=0.5)
-    for i, (stream, suffix) in enumerate({"extrinsic": "", "novelty": "_novelty"}.items()):
-        missed, spread = rewards[:, i] - value[:, i], rewards[:, i].std()
-        expected = {
-            f"return{suffix}": (3.0, 1.0)[i],
-            f"return_std{suffix}": (7.0, 0.75)[i] ** 0.5,
-            f"dream_reward{suffix}": (3.0, 1.0)[i],
-            f"value{suffix}": value[:, i].mean(),
-            f"explained_variance{suffix}": 1 - missed.var() / spread.square(),
-            f"advantage_mean_{stream}": parts[:, i].mean(),
-            f"advantage_std_{stream}": parts[:, i].std(),
-            f"advantage_max_{stream}": parts[:, i].abs().max(),
-        }
-        for name, number in expected.items():
-            close(targets.metrics[f"policy/{name}"], number, rtol=1e-4)
-    mine = targets.advantage[0]
-    for name, number in {"mean": mine.mean(), "std": mine.std(), "max": mine.abs().max()}.items():
-        close(targets.metrics[f"policy/advantage_{name}"], number, rtol=1e-4)
-
-
-ROWS = "action", "policy", "logprob", "reward", "discount", "weight"
-
-
-@pytest.mark.parametrize(
-    ("floor", "spread", "errors", "scales", "advantage"),
-    [
-        (1.0, 1.0, [2.0, 3.0], [4.0, 0.5], 0.8),
-        (None, 1.0, [2.0, 3.0], [4.0, 0.5], 1.1),
-        (None, 2.2, [2.0, 3.0], [4.0, 0.5], 0.5),
-        (1.0, 1.0, [0.02, 0.0], [0.02, 0.5], 0.02),
-        (None, 1.0, [0.02, 0.0], [0.02, 0.5], 0.4),
-    ],
-)
-def test_streams_count_by_weight_over_their_own_spread(floor, spread, errors, scales, advantage):
-    level = make(streams=STREAMS, return_floor=floor, return_rate=1e-9)
-    level.return_low.zero_()
-    level.return_high.copy_(torch.tensor(scales))
-    level.advantage_std.fill_(spread)
-    level.started.fill_(1.0)
-    extrinsic, novelty = torch.tensor(errors).expand(2, 2).T
-    close(level.compute_targets(two_streams(extrinsic, novelty)).advantage, torch.full((1, 2), advantage))
-
-
-def test_one_dream_that_is_not_finite_hardly_moves_a_scale():
-    level = make(streams=STREAMS)
-    level.compute_targets(two_streams(torch.arange(8.0), torch.arange(8.0)))
-    before = [scale.clone() for scale in (level.return_low, level.return_high, level.advantage_std)]
-    level.compute_targets(two_streams(torch.tensor([math.nan, *range(7)]), torch.arange(8.0)))
-    for old, scale in zip(before, (level.return_low, level.return_high, level.advantage_std), strict=True):
-        close(scale, old, rtol=0.01)
-
-
-@pytest.mark.parametrize(("floor", "scale"), [(None, 0.9), (1.0, 1.0)])
-def test_the_scales_of_several_streams_start_with_the_first_batch_and_are_averaged_then(floor, scale):
-    level = make(streams=STREAMS, return_floor=floor)
-    first = two_streams(torch.arange(101) / 10, torch.arange(101) / 100)
-    targets = level.compute_targets(first)
-    close(level.return_low, [0.5, 0.05])
-    close(level.return_high, [9.5, 0.95])
-    expected = first.reward[0] @ torch.tensor([1 / 9.0, 0.1 / scale])
-    close(level.advantage_std, expected.std())
-    close(targets.advantage[0], expected / expected.std())
-    level.compute_targets(two_streams(torch.zeros(101), torch.zeros(101)))
-    close(level.return_high, [0.99 * 9.5, 0.99 * 0.95])
-    close(level.advantage_std, 0.99 * expected.std())
-
-
-def test_advantages_of_several_streams_keep_their_mean():
-    level = make(streams=STREAMS)
-    assert level.compute_targets(two_streams(5 + torch.arange(9) / 10, torch.zeros(9))).advantage.min() > 0
 
 
 # --- the critic on replayed steps ---

@@ -36,7 +36,7 @@ from tests.core import (
     values,
 )
 
-SCALES = {"return_low", "return_high", "advantage_std", "started"}
+SCALES = {"mixer"}
 """What a level that rests keeps measuring."""
 LEARNED = {"actor", "critic", "slow_critic"}
 STEERED = LEARNED | {"entropy_weight"}
@@ -177,8 +177,9 @@ def test_every_option_reaches_the_level_that_it_is_for():
     hierarchy = HierarchyOptions(enabled=True, **planning, **pay)
     manager, worker = make_behavior(hierarchy, options, features=6, deter=4).levels
     assert {name: getattr(manager.options, name) for name in planning} == planning
-    assert manager.streams == {"extrinsic": Stream(1.0, 50), "novelty": Stream(0.3, 20)}
-    assert worker.streams == {"extrinsic": Stream(1.0, 50), "goal": Stream(2.0, 30, ends_with_goal=True)}
+    task = Stream(1.0, 50, floor=0.05)
+    assert manager.streams == {"extrinsic": task, "novelty": Stream(0.3, 20, floor=0.05)}
+    assert worker.streams == {"extrinsic": task, "goal": Stream(2.0, 30, ends_with_goal=True, floor=0.05)}
     assert worker.options == options
 
 
@@ -260,7 +261,7 @@ def test_dreams_whose_goals_were_given_set_no_scale_of_the_manager(world):
     level = over(world, novelty_weight=0.0).manager
     dream = replace(dream, reward={"extrinsic": paid}, continues=torch.ones_like(dream.continues))
     targets = level.compute_targets(views.manager(dream, level.streams, level.discount))
-    assert level.return_high < 5 and targets.returns.max() > 100
+    assert level.mixer.return_high < 5 and targets.returns.max() > 100
 
 
 def test_replayed_values_are_not_bootstrapped_from_dreams_of_given_goals(monkeypatch):

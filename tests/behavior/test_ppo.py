@@ -73,7 +73,7 @@ def one_hot_rollout(old: list[list[float]]) -> tuple[Rollout, Targets]:
     action = torch.tensor([1.0, 0.0]).expand(1, count, 2)
     streams = ones[..., None]
     rollout = Rollout(action, inputs, policy, policy[..., 0], streams, streams, ones)
-    return rollout, Targets(streams, ones, streams, {})
+    return rollout, Targets(streams, ones, streams, torch.ones(1), {})
 
 
 def steered(new: list[list[float]], **options) -> ActorCritic:
@@ -207,7 +207,7 @@ def test_learning_raises_the_chance_of_what_was_good_and_moves_the_value_to_the_
         policy = level.policy(rollout.inputs[:, :-1]).detach()
         logprob = level.distribution.logprob(policy, rollout.action)
         rollout = replace(rollout, policy=policy, logprob=logprob)
-        targets = Targets(returns, advantage, returns, {})
+        targets = Targets(returns, advantage, returns, torch.ones(1), {})
         improve(level, rollout, targets, no_replay(3), optimizers, torch.Generator().manual_seed(0))
     chances = level.distribution.logprob(level.policy(rollout.inputs[:, :-1]), rollout.action).exp()[0]
     assert chances[0] > 0.8 and chances[1] < 0.2

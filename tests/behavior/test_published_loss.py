@@ -54,7 +54,7 @@ def test_the_whole_imagination_loss_has_the_published_values():
     targets = level.compute_targets(rollout)
     close(targets.slow_value[0, :, 0], [0.7331296] * 3)
     close(targets.returns[0, :, 0], [5.106019, 4.7648983, 3.5954823])
-    close(torch.cat([level.return_low, level.return_high]), [0.0371242, 0.0507191])
+    close(torch.cat([level.mixer.return_low, level.mixer.return_high]), [0.0371242, 0.0507191])
     assert targets.metrics["policy/return_scale"] == 1.0
     actor, critic, _ = record(level, rollout, targets, no_replay(4))
     assert len(actor.losses) == len(critic.losses) == 1
