@@ -277,7 +277,7 @@ def test_all_products_of_the_kernels_are_in_the_chosen_precision(precision, monk
     monkeypatch.setattr(native, "call", note)
     agent.learn(make_batch(agent.world))
     stacks, loops = {"mlp_forward", "mlp_backward", "two_hot_mean"}, {"observe_forward", "observe_backward", "dream"}
-    products = stacks | loops | {"matrix_gradient"}
+    products = stacks | loops
     with agent.precision():
         bf16 = native.uses_bf16()
     assert products <= used.keys()

@@ -25,7 +25,7 @@ BLOCK = 24
 """Rows that one thread carries through a kernel together."""
 LARGEST_MATRIX = 2**17
 """Numbers in a matrix above which torch's products are faster than ours, unless ours are `faster_than_torch`."""
-KERNELS = ("norm_silu", "stack", "matrix_gradient", "observe", "dream", "two_hot_mean", "two_hot_loss", "optimizer")
+KERNELS = ("norm_silu", "stack", "observe", "dream", "two_hot_mean", "two_hot_loss", "optimizer")
 """What can be computed natively or in plain tensors, each by itself."""
 
 _enabled = frozenset(KERNELS)

@@ -115,7 +115,6 @@ _TARGETS = (Numbers, POINTER(c_float), c_int, Numbers)
 SIGNATURES = {
     "norm_silu_forward": (Numbers, Numbers, Numbers, c_int64, c_int),
     "norm_silu_backward": (*[Numbers] * 5, c_int64, c_int, c_int),
-    "matrix_gradient": (*[Numbers] * 4, c_int64, *[c_int] * 4),
     "mlp_forward": (*_LAYERS, Numbers, c_int64, c_int, c_int),
     "mlp_backward": (*_LAYERS, Numbers, Numbers, Numbers, _PLACES, _PLACES, _PLACES, c_int64, c_int),
     "two_hot_mean": (*_LAYERS, Numbers, c_int, Numbers, c_int, Numbers, c_int64, c_int),

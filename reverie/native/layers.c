@@ -23,17 +23,14 @@ int norm_silu_backward(const float *dy, const float *x, const float *scale, floa
     return DONE;
 }
 
-// Adds what at most SLICE rows make of the gradients of a matrix, d^T x for each block of both, and of its bias, the
-// sum of each column of d. `packed` is scratch.
-static void accumulate(const float *d, const float *x, int rows, int blocks, int outputs, int inputs, float *packed,
-                       float *matrix, double *bias) {
-    size_t ldd = (size_t)blocks * outputs, ldx = (size_t)blocks * inputs;
-    for (int g = 0; g < blocks; g++, matrix += (size_t)outputs * inputs) {
-        pack_into(packed, x + g * inputs, ldx, 1, rows, inputs);
-        multiply(d + g * outputs, 1, ldd, packed, matrix, inputs, outputs, rows, inputs, ROWS(matrix, inputs));
-    }
+// Adds what at most SLICE rows make of the gradients of a matrix, d^T x, and of its bias, the sum of each column of d.
+// `packed` is scratch.
+static void accumulate(const float *d, const float *x, int rows, int outputs, int inputs, float *packed, float *matrix,
+                       double *bias) {
+    pack_into(packed, x, inputs, 1, rows, inputs);
+    multiply(d, 1, outputs, packed, matrix, inputs, outputs, rows, inputs, ROWS(matrix, inputs));
     for (int r = 0; r < rows; r++)  // a long sum in single precision would lose digits
-        for (size_t j = 0; j < ldd; j++) bias[j] += d[r * ldd + j];
+        for (int j = 0; j < outputs; j++) bias[j] += d[(size_t)r * outputs + j];
 }
 
 static float *zeros(size_t numbers) {
@@ -49,38 +46,6 @@ static void total(float *into, const float *sums, size_t size, size_t stride, in
         for (int part = 0; part < parts; part++) sum += sums[part * stride + i];
         into[i] = sum;
     }
-}
-
-// The gradients of a matrix [blocks, outputs, inputs] and its bias. Every part of the rows has sums of its own, and
-// goes through its rows in slices that stay in the cache.
-int matrix_gradient(const float *d, const float *x, float *into, float *bias, int64_t rows, int blocks, int outputs,
-                    int inputs, int parts) {
-    size_t ldd = (size_t)blocks * outputs, ldx = (size_t)blocks * inputs, numbers = ldd * inputs, stride = numbers + ldd;
-    size_t slice = packed_size(SLICE, inputs);
-    float *sums = zeros(parts * stride);
-    _Atomic int failed = sums ? DONE : OUT_OF_MEMORY;
-#pragma omp parallel for schedule(static) if (parts > 1)
-    for (int part = 0; part < parts; part++) {
-        int64_t end = rows * (part + 1) / parts;
-        float *packed = failed ? NULL : claim(slice + 2 * ldd);
-        if (!packed) {
-            failed = OUT_OF_MEMORY;
-            continue;
-        }
-        float *sum = sums + part * stride;
-        double *columns = memset(packed + slice, 0, sizeof(double) * ldd);
-        for (int64_t r = rows * part / parts; r < end; r += SLICE)
-            accumulate(d + r * ldd, x + r * ldx, end - r < SLICE ? end - r : SLICE, blocks, outputs, inputs, packed,
-                       sum, columns);
-        for (size_t j = 0; j < ldd; j++) sum[numbers + j] = columns[j];
-        free(packed);
-    }
-    if (!failed) {
-        total(into, sums, numbers, stride, parts);
-        total(bias, sums + numbers, ldd, stride, parts);
-    }
-    free(sums);
-    return failed;
 }
 
 int mlp_forward(const Layer *layers, int count, const float *x, int64_t rows, int block, int keep) {
@@ -147,7 +112,7 @@ int mlp_backward(const Layer *layers, int count, const float *x, const float *dy
                     d = inside;
                 }
                 if (dweight[i])
-                    accumulate(d, (i ? layers[i - 1].after : x) + r * I, here, 1, O, I, scratch, sum + matrix[i],
+                    accumulate(d, (i ? layers[i - 1].after : x) + r * I, here, O, I, scratch, sum + matrix[i],
                                narrow + bias[i]);
                 float *down = i ? below : dx ? dx + r * I : NULL;
                 if (down) product(d, O, packed[i], down, I, here, O, I, NOTHING);

@@ -53,27 +53,6 @@ def norm_silu(x: Float[Tensor, "*batch W"], scale: Float[Tensor, "W"]) -> Float[
     return _NormSiLU.forward(None, x, scale)
 
 
-def matrix_gradient(
-    left: Float[Tensor, "n O"], right: Float[Tensor, "n I"], blocks: int = 1, bf16: bool | None = None
-) -> tuple[Float[Tensor, "G o i"], Float[Tensor, "O"]]:
-    """``left.t() @ right``, for each of ``blocks`` of the columns of both, and the sums of left's columns.
-
-    If ``left`` is the gradient of y in ``y = x W^T + b`` and ``right`` is x, these are the gradients of W and b.
-    ``bf16`` is as in `native.call`. Call it where `native.supports`.
-    """
-    shape = blocks, left.shape[1] // blocks, right.shape[1] // blocks
-    large = shape[1] * shape[2] > LARGEST_MATRIX and not (bf16 or native.faster_than_torch())
-    if large or not native.supports(left, right, kernel="matrix_gradient"):
-        outputs, inputs = (tensor.unflatten(-1, (blocks, -1)).transpose(0, 1) for tensor in (left, right))
-        return torch.bmm(outputs.transpose(1, 2), inputs), left.sum(0)
-    left, right, rows = left.contiguous(), right.contiguous(), len(left)
-    require(left=(left, (rows, blocks * shape[1])), right=(right, (rows, blocks * shape[2])))
-    matrix, sums = left.new_empty(shape), left.new_empty(left.shape[1])
-    task = left, right, matrix, sums, rows, *shape, _parts(rows, matrix.numel())
-    native.call("matrix_gradient", *task, bf16=bf16)
-    return matrix, sums
-
-
 def _parts(rows: int, numbers: int) -> int:
     """How many threads share out the rows, each with sums of its own for so many numbers."""
     return max(1, min(torch.get_num_threads(), rows // WORTH_A_THREAD, MOST_SUMMED // numbers))

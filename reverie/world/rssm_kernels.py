@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from reverie import native
 from reverie.native import LARGEST_MATRIX
 from reverie.native import rssm as kernels
 from reverie.native.bindings import require
-from reverie.native.layers import Dense, fits, matrix_gradient
+from reverie.native.layers import Dense, fits
 from reverie.nets.distributions import ActionDistribution, BoundedNormal, Distribution, OneHot
 from reverie.types import Latent
 from reverie.world.sizes import Sizes
@@ -142,26 +141,28 @@ class _Observe(torch.autograd.Function):
         d = {name: tensor.flatten(2).flatten(0, 1) for name, tensor in grad.items()}
         inputs = {"deter": points, "after": after, "stoch_in": stoch_in.flatten(2)} | trace
         into = {name: tensor.flatten(0, 1) for name, tensor in inputs.items()}
-        product = partial(matrix_gradient, bf16=ctx.bf16)
-        from_deter, from_deter_bias = product(d["a1"], into["deter_in"])
-        from_stoch, from_stoch_bias = product(d["a2"], into["stoch_in"])
-        head, head_bias = product(d["logits"], into["after"])
         of_weights = scales | {
-            "from_deter": from_deter[0],
-            "from_deter_bias": from_deter_bias,
-            "from_stoch": from_stoch[0],
-            "from_stoch_bias": from_stoch_bias,
-            "recurrent": product(into["deter_in"], d["x"], widths.blocks)[0],
-            "mix_deter": product(into["h1"], d["x"])[0][0],
-            "mix_stoch": product(into["h2"], d["x"])[0][0],
-            "gates": product(into["m"], d["gate"], widths.blocks)[0],
+            "from_deter": _product(d["a1"], into["deter_in"])[0],
+            "from_deter_bias": d["a1"].sum(0),
+            "from_stoch": _product(d["a2"], into["stoch_in"])[0],
+            "from_stoch_bias": d["a2"].sum(0),
+            "recurrent": _product(into["deter_in"], d["x"], widths.blocks),
+            "mix_deter": _product(into["h1"], d["x"])[0],
+            "mix_stoch": _product(into["h2"], d["x"])[0],
+            "gates": _product(into["m"], d["gate"], widths.blocks),
             "gates_bias": d["gate"].sum(0),
-            "inner": product(d["p"], into["deter"])[0][0],
-            "head": head[0],
-            "head_bias": head_bias,
+            "inner": _product(d["p"], into["deter"])[0],
+            "head": _product(d["logits"], into["after"])[0],
+            "head_bias": d["logits"].sum(0),
         }
         nothing = (None,) * 4
         return (*nothing, *entered, grad["x"], grad["p"], *(of_weights[name] for name in OBSERVED))
+
+
+def _product(left: Float[Tensor, "n O"], right: Float[Tensor, "n I"], blocks: int = 1) -> Float[Tensor, "G o i"]:
+    """``left.t() @ right``, for each of ``blocks`` of the columns of both: the gradient of W in ``left = W right``."""
+    outputs, inputs = (tensor.unflatten(-1, (blocks, -1)).transpose(0, 1) for tensor in (left, right))
+    return torch.bmm(outputs.transpose(1, 2), inputs)
 
 
 def observe(

@@ -17,7 +17,6 @@ from reverie.functional import two_hot_bins
 from reverie.imagine import roll
 from reverie.native import bindings, build
 from reverie.native.bindings import STRUCTURES, Part, bind, layers_of, pointer
-from reverie.native.layers import matrix_gradient
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP
 from tests.core import CHOICE, dream_starts, make_level, make_world, uniform
@@ -99,14 +98,14 @@ CHECKED = """
 import ctypes
 import torch
 from reverie import native
+from reverie.native import layers
 from reverie.native.bindings import pointer
-from reverie.native.layers import matrix_gradient
 from reverie.world.rssm_kernels import _part
 for call in (
     lambda: pointer(torch.zeros(2, 2).t()[:1]),
     lambda: pointer(torch.zeros(2, 2).double()),
     lambda: native.call("norm_silu_forward", torch.zeros(2).double(), torch.ones(2), torch.ones(2), 1, 2),
-    lambda: matrix_gradient(torch.zeros(3, 2), torch.zeros(4, 2)),
+    lambda: layers._Stack.forward(None, 0, torch.zeros(3, 5), torch.zeros(4, 2), torch.zeros(4)),
     lambda: _part(None),
 ):
     try:
@@ -185,7 +184,6 @@ def predict() -> None:
     ("run", "kernels"),
     [
         (lambda: train(MLP(5, 8, 2), torch.randn(300, 5)), {"mlp_forward", "mlp_backward"}),
-        (lambda: matrix_gradient(torch.randn(300, 4), torch.randn(300, 4)), {"matrix_gradient"}),
         (predict, {"two_hot_mean"}),
         (observe, {"observe_forward", "observe_backward"}),
         (walk, {"dream"}),
