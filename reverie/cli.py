@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from reverie import config as configuration
 from reverie import trees
 from reverie.errors import ConfigError, ReverieError
+from reverie.flags import Parser, add_code_flags, add_config_flags, add_sweep_flags, at_least, values
 from reverie.presets import PRESETS
 from reverie.run.grid import axes, single
 
@@ -34,19 +35,19 @@ EXIT_CODES = """exit codes:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    main = _Parser(prog="reverie", description="Train agents in dreams.", epilog=EXIT_CODES,
+    main = Parser(prog="reverie", description="Train agents in dreams.", epilog=EXIT_CODES,
                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     commands = main.add_subparsers(dest="command", required=True)
 
     train = commands.add_parser("train", help="train an agent (what run_dreamer.py does)")
-    _add_config_flags(train)
-    _add_sweep_flags(train)
+    add_config_flags(train)
+    add_sweep_flags(train)
     train.add_argument("--checkpoint", type=Path, help="go on from this checkpoint")
     train.set_defaults(run=_train)
 
     sweep = commands.add_parser("sweep", help="train with every combination of the lists in a configuration, and rank")
-    _add_config_flags(sweep)
-    _add_sweep_flags(sweep)
+    add_config_flags(sweep)
+    add_sweep_flags(sweep)
     sweep.add_argument("--report", type=Path, metavar="DIR", help="train nothing: rank what is in the sweep's folder")
     sweep.set_defaults(run=_sweep)
 
@@ -54,24 +55,24 @@ def parser() -> argparse.ArgumentParser:
     play = commands.add_parser("play", help="film episodes, and the world model's dream of one")
     for command, run, episodes in ((evaluate, _evaluate, 100), (play, _play, 1)):
         command.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pt"))
-        command.add_argument("--episodes", type=_at_least(1), default=episodes)
+        command.add_argument("--episodes", type=at_least(1), default=episodes)
         command.add_argument("--deterministic", action="store_true", help="take the likeliest actions, draw none")
-        command.add_argument("--seed", type=_at_least(0), default=0)
+        command.add_argument("--seed", type=at_least(0), default=0)
         command.add_argument("--env", help="another name for its environment, such as module:callable")
-        _add_code_flags(command)
+        add_code_flags(command)
         command.add_argument("--device", default="auto")
         command.set_defaults(run=run)
     evaluate.add_argument("--shuffle-goals", action="store_true", help="give every environment the goals of another")
     play.add_argument("--output", type=Path, default=Path("media"), help="folder for the videos")
 
     profile = commands.add_parser("profile", help="say where the time of a training step goes")
-    _add_config_flags(profile)
-    profile.add_argument("--updates", type=_at_least(1), default=50, help="updates to measure")
+    add_config_flags(profile)
+    profile.add_argument("--updates", type=at_least(1), default=50, help="updates to measure")
     profile.add_argument("--output", type=Path, help="a JSON file for the figures; a chart goes beside it")
     profile.set_defaults(run=_profile)
 
     show = commands.add_parser("config", help="print the configuration that a command would run with")
-    _add_config_flags(show)
+    add_config_flags(show)
     show.add_argument("--list", action="store_true", help="the presets instead, with a line on each")
     show.add_argument("--defaults", action="store_true", help="every option at its default instead")
     show.set_defaults(run=_config)
@@ -135,82 +136,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaints are one line."""
-
-    def error(self, message: str) -> Any:
-        raise ConfigError(f"{message}; see {self.prog} --help")
-
-
-def _at_least(smallest: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = _whole(text)
-        if value < smallest:
-            raise argparse.ArgumentTypeError(f"{text} should be at least {smallest}")
-        return value
-
-    return number
-
-
-def _whole(text: str) -> int:
-    """A whole number, which may be written as 1e3."""
-    try:
-        return int(text)
-    except ValueError:
-        if "." in text or not float(text).is_integer():
-            raise argparse.ArgumentTypeError(f"{text} should be a whole number") from None
-        return int(float(text))
-
-
-def _add_config_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", metavar="FILE|PRESET", action="append", default=[],
-                         help="a JSON file or a preset, or several: the later changes the earlier "
-                         "(default: the preset `default`)")  # fmt: skip
-    command.add_argument("--multimodal", action="store_true", help="the preset `multimodal`: an image beside a vector")
-    command.add_argument("--env", help="environment: a Gymnasium id, suite/task, module:callable or module:id")
-    _add_code_flags(command)
-    command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
-    command.add_argument("--steps", type=_at_least(1), help="steps of the agent, all environments together")
-    command.add_argument("--seed", type=_at_least(0))
-    command.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
-    command.add_argument("overrides", nargs="*", metavar="section.key=value")
-
-
-def _add_code_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--plugin",
-        metavar="MODULE|FILE.py",
-        type=_plugin,
-        action="append",
-        help="import this first, where it registers environments; may be given several times",
-    )
-    command.add_argument("--trust", action="store_true", help="run the code that a configuration or checkpoint names")
-
-
-def _plugin(text: str) -> str:
-    """A module as it is; a file by its whole path, since the run may go on from another folder."""
-    return str(Path(text).resolve()) if text.endswith(".py") else text
-
-
-def _add_sweep_flags(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--name", help="the run's or the sweep's folder inside run.directory")
-    command.add_argument("--parallel", type=_at_least(1), help="trials of a sweep that run side by side (default: 1)")
-
-
-def _values(options: argparse.Namespace) -> dict[str, Any]:
-    """The flags as configuration keys."""
-    flags = {
-        "env.name": options.env,
-        "env.plugins": options.plugin,
-        "run.name": vars(options).get("name"),
-        "run.device": options.device,
-        "run.steps": options.steps,
-        "run.seed": options.seed,
-        "logger.level": options.log_level,
-    }
-    return {key: value for key, value in flags.items() if value is not None}
-
-
 def _sources(options: argparse.Namespace) -> list[str]:
     """The files and presets that configure a command, the later of which change the earlier."""
     if options.multimodal and options.config:
@@ -224,7 +149,7 @@ def _tree(options: argparse.Namespace) -> dict[str, Any]:
     if not (options.config or options.multimodal):
         log.info("no --config: the preset %s, %s", sources[0], PRESETS[sources[0]])
     tree = reduce(trees.merge, map(configuration.read, sources))
-    return configuration.adopt(tree, ", ".join(sources), options.overrides, _values(options), options.trust)
+    return configuration.adopt(tree, ", ".join(sources), options.overrides, values(options), options.trust)
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -242,7 +167,7 @@ def _train(options: argparse.Namespace) -> int:
     if options.config or options.multimodal or options.parallel:
         raise ConfigError("--checkpoint brings its own configuration; leave out --config, --multimodal and --parallel, "
                           "and change single keys with section.key=value")  # fmt: skip
-    trainer = DreamerV3Trainer.resume(options.checkpoint, options.overrides, _values(options), options.trust)
+    trainer = DreamerV3Trainer.resume(options.checkpoint, options.overrides, values(options), options.trust)
     console(trainer.config.logger.level)
     return trainer.train()
 

@@ -52,7 +52,8 @@ MAY_IMPORT = {
     "agent": BELOW_AGENT | {"compatibility"},
     "config": BELOW_CONFIG,
     "run": BELOW_RUN,
-    "cli": BELOW_RUN | {"run"},
+    "flags": {"errors"},
+    "cli": BELOW_RUN | {"flags", "run"},
     "__main__": {"cli"},
     "__init__": BELOW_RUN | {"run"},
 }
