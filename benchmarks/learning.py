@@ -176,7 +176,7 @@ def random_return(task: Task, episodes: int = 100) -> float:
             for part in envs.action
         ]
         step = envs.step(np.concatenate(parts, 1).astype(np.float32))
-        finished += [episode.total for _, episode in scores.add(step.reward, step.first, step.last)]
+        finished += [episode.total for _, episode in scores.add(step)]
     envs.close()
     return float(np.mean(finished))
 

@@ -205,6 +205,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         agent.behavior.shuffle()
     limit, likeliest = config.run.evaluate_limit, options.deterministic or config.run.evaluate_deterministic
     result = evaluate(agent, config.env, options.episodes, options.seed, limit=limit, deterministic=likeliest)
+    for name, mean in result.info.items():
+        print(f"{name}: {mean:.4g}")
     for name, share in result.goals.items():
         print(f"{name}: {share:.1%}")
     print(result)

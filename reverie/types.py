@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -108,6 +108,8 @@ class Step:
     """The observation ends an episode, for whatever reason."""
     terminal: Bool[Array, "E"]
     """The episode ended because the task did (never set by a time limit)."""
+    info: dict[str, Float[Array, "E 2"]] = field(default_factory=dict)
+    """By name, a number of the episode that ended, and 1 where there is one, else 0."""
 
     def tensors(self, device: torch.device) -> dict[str, Tensor]:
         """The observations as tensors [E, ...] of their own dtype."""

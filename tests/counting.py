@@ -15,6 +15,7 @@ class CountingEnv(gymnasium.Env):
     """Shows ``count`` (steps of this episode), ``episode`` (a number that the reset seed determines) and ``action``.
 
     Episodes last 3 to ``longest`` steps; half of them terminate, the others are truncated. The reward is the count.
+    ``info`` says which step is the second and, one level below, the count.
     ``fault`` names what goes wrong at step ``when`` of every episode, or only once if the file ``once`` does not exist.
     """
 
@@ -45,7 +46,8 @@ class CountingEnv(gymnasium.Env):
         if self.fault and self.count == self.when and self._due():
             obs, reward = self._misbehave(obs, reward)
         over = self.count >= self.length
-        return obs, reward, over and self.episode % 2 == 0, over and self.episode % 2 == 1, {}
+        info = {"middle": self.count == 2, "inner": {"count": np.float32(self.count)}, "text": "none"}
+        return obs, reward, over and self.episode % 2 == 0, over and self.episode % 2 == 1, info
 
     def _observe(self) -> dict[str, np.ndarray]:
         shown = {"count": self.count, "episode": self.episode, "action": self.action}

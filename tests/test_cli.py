@@ -76,6 +76,16 @@ def test_training_tells_what_it_does_and_leaves_its_files(folder):
         assert (folder / "checkpoints" / name).resolve() == folder / "runs/run/checkpoints" / name
 
 
+def test_numbers_of_info_are_told_by_an_evaluation(folder):
+    told = 'env.info_metrics={"middle": "max", "inner/count": "last"}'
+    source = ["--config", "tiny.json", "--env", "tests.counting:CountingEnv"]
+    call(folder, "train", *source, "--name", "informed", "--steps", "20", told, "run.checkpoint_dir=informed")
+    newest = "informed/latest.pt"
+    output = call(folder, "evaluate", "--checkpoint", newest, "--episodes", "3", "--trust").splitlines()
+    assert output[0] == "evaluation/middle: 1"
+    assert re.fullmatch(r"evaluation/inner/count: [\d.]+", output[1]) and output[-1].startswith("mean return")
+
+
 def test_evaluation_ends_with_the_mean_return(folder):
     last = call(folder, "evaluate", "--episodes", "3").splitlines()[-1]
     assert re.fullmatch(r"mean return \d+\.\d ± \d+\.\d over 3 episodes", last)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from reverie.env.actions import action_writer
+from reverie.env.info import Aggregate, InfoReader
 from reverie.env.picture import read_picture
 from reverie.env.spaces import BadTransition, ObservationReader, read_flag, read_reward
 from reverie.env.wrappers import Observation
@@ -19,13 +20,19 @@ from reverie.errors import ConfigError
 
 
 class GymnasiumEnvironment:
-    """A `reverie.env.Environment` around a `gymnasium.Env`; ``kinds`` and ``text_length`` are as `EnvOptions` has them.
+    """A `reverie.env.Environment` around a `gymnasium.Env`; what is read of it is as `EnvOptions` has it.
 
     Raises `ConfigError` if a space is not supported. `reset` and `step` raise `BadTransition` if what the environment
     returns does not fit its spaces.
     """
 
-    def __init__(self, env: Any, kinds: Mapping[str, str | None] = {}, text_length: int = 64):
+    def __init__(
+        self,
+        env: Any,
+        kinds: Mapping[str, str | None] = {},
+        text_length: int = 64,
+        info_metrics: Mapping[str, Aggregate] = {},
+    ):
         self.env = env
         if not hasattr(env, "observation_space") or not hasattr(env, "action_space"):
             raise ConfigError(
@@ -34,11 +41,13 @@ class GymnasiumEnvironment:
         self._read = ObservationReader(env.observation_space, kinds, text_length)
         self.observation = self._read.specs
         self.action, self._write, notes = action_writer(env.action_space)
+        self._info = InfoReader(info_metrics)
         self.notes = [*self._read.notes, *notes]
         parameters = inspect.signature(env.reset).parameters.values()
         self._takes_seed = any(p.name == "seed" or p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
     def reset(self, seed: int) -> Observation:
+        self._info.begin()
         if self._takes_seed:
             result = self.env.reset(seed=seed)
         else:
@@ -49,13 +58,17 @@ class GymnasiumEnvironment:
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
         result = self.env.step(self._write(action))
-        obs, reward, terminated, truncated, _ = result if len(result) == 5 else _five_values(result)
+        obs, reward, terminated, truncated, info = result if len(result) == 5 else _five_values(result)
+        self._info.add(info)
         return (
             self._read(obs),
             read_reward(reward),
             read_flag("terminated", terminated),
             read_flag("truncated", truncated),
         )
+
+    def report(self) -> dict[str, float]:
+        return self._info.report()
 
     def render(self) -> np.ndarray | None:
         drawing = getattr(self.env, "render_mode", None) in ("rgb_array", "rgb_array_list")

@@ -18,10 +18,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from reverie.env import plugins
 from reverie.env.gymnasium import GymnasiumEnvironment
+from reverie.env.info import RESERVED, Aggregate
 from reverie.env.text import KIND
 from reverie.env.wrappers import Environment, Mute, Repeat, TimeLimit, grayscale, one_hot, resize
 from reverie.errors import ConfigError
@@ -57,6 +58,8 @@ class EnvOptions(Options):
     """Bytes of a text, as UTF-8; longer ones are cut."""
     mute: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=1_000)
     """Observations that fall silent: zeros, and missing where they may be. What is shown stays of the same shape."""
+    info_metrics: dict[Annotated[str, Field(min_length=1)], Aggregate] = Field(default={}, max_length=100)
+    """Numbers of `info` to report of each episode, such as `{"success": "max"}`: their last, max, sum or mean."""
     kwargs: dict[str, Any] = {}
     """Keyword arguments for whatever makes the environment."""
     plugins: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(default=[], max_length=100)
@@ -71,6 +74,13 @@ class EnvOptions(Options):
     """The same for building an environment, for beginning an episode, and for going back into one."""
     restarts: int = Field(default=5, ge=0)
     """Failures of one environment within ten minutes that are mended by starting it again."""
+
+    @field_validator("info_metrics")
+    @classmethod
+    def _names_are_free(cls, names: dict[str, Aggregate]) -> dict[str, Aggregate]:
+        if taken := sorted(RESERVED & names.keys()):
+            raise ValueError(f"{taken[0]} is a metric of every episode already; leave it out")
+        return names
 
 
 ENVIRONMENTS: dict[str, Callable[..., Any] | str] = {
@@ -137,7 +147,7 @@ def make(options: EnvOptions) -> Environment:
 def adapt(env: Any, options: EnvOptions) -> Environment:
     """A `gymnasium.Env`, adapted and wrapped as the options ask for. Raises `ConfigError` as `make` does."""
     options = with_protocol(options)
-    adapted = GymnasiumEnvironment(_with_spaces(env, options), options.kinds, options.text_length)
+    adapted = GymnasiumEnvironment(_with_spaces(env, options), options.kinds, options.text_length, options.info_metrics)
     return _check_sizes(_wrap(adapted, options), options)
 
 

@@ -5,6 +5,7 @@ Everything that must outlive the environment itself is kept here, on the caller'
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections import deque
@@ -31,6 +32,12 @@ BUDGET_SECONDS = 600.0
 LONGEST_PAUSE = 2.0
 
 
+@functools.cache
+def say(name: str, note: str) -> None:
+    """A warning of the environment ``name``: once, however many there are, and however often they are made."""
+    logger.warning("%s: %s", name, note)
+
+
 class Row(NamedTuple):
     """One environment's share of a `Step`."""
 
@@ -39,6 +46,8 @@ class Row(NamedTuple):
     first: bool
     last: bool
     terminal: bool
+    info: dict[str, float] = {}
+    """Of the episode that ended, by name."""
 
 
 class Slot:
@@ -98,14 +107,18 @@ class Slot:
         if self.lost:
             return self._end(Row(self.obs, 0.0, False, True, False))
         try:
-            self.obs, reward, terminated, truncated = self.place.receive(self.options.step_timeout)
+            self.obs, reward, terminated, truncated, info = self.place.receive(self.options.step_timeout)
         except Failure as failure:
             self._restart(failure)
             return self._end(Row(self.obs, 0.0, False, True, False))
         self.length += 1
         self._remember(self.taken)
-        row = Row(self.obs, reward, False, terminated or truncated, terminated)
-        return self._end(row) if row.last else row
+        row = Row(self.obs, reward, False, terminated or truncated, terminated, info)
+        if not row.last:
+            return row
+        for name in self.options.info_metrics.keys() - info.keys():
+            say(self.options.name, f"an episode ended and its info had no number {name!r} (env.info_metrics)")
+        return self._end(row)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain containers and tensors. ``actions`` [length, A] is None where the episode has become too long."""

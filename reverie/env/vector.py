@@ -25,7 +25,7 @@ from reverie.env import plugins
 from reverie.env.generators import kept, with_generators
 from reverie.env.placement import with_mode
 from reverie.env.registry import ENVIRONMENTS, EnvOptions, find, make, suite_of
-from reverie.env.slot import Slot
+from reverie.env.slot import Slot, say
 from reverie.env.worker import Inline, Place, Worker
 from reverie.env.wrappers import Environment
 from reverie.errors import ConfigError, StoredDataError
@@ -45,7 +45,7 @@ class VectorEnv:
     """
 
     def __init__(self, options: EnvOptions, seed: int, size: int, place: Callable[[int, int], Place]):
-        self.name = options.name
+        self.name, self.told = options.name, options.info_metrics
         self.seed = seed
         self.size = size
         self.slots = [Slot(number, options, seed, functools.partial(place, number)) for number in range(size)]
@@ -64,7 +64,7 @@ class VectorEnv:
             raise
         self.observation, self.action, notes = described[0]
         for note in notes:
-            _say(options.name, note)
+            say(options.name, note)
         self._action_shape = (size, action_width(self.action))
 
     def step(self, action: np.ndarray) -> Step:
@@ -83,13 +83,14 @@ class VectorEnv:
         """The rows that `send` asked for. Until then, `state_dict` knows nothing of these actions."""
         with kept():
             rows = [slot.receive() for slot in self.slots]
-        obs, reward, first, last, terminal = zip(*rows, strict=True)
+        obs, reward, first, last, terminal, info = zip(*rows, strict=True)
         return Step(
             {key: np.array([one[key] for one in obs]) for key in self.observation},
             np.array(reward, np.float32),
             np.array(first),
             np.array(last),
             np.array(terminal),
+            {name: np.array([(one.get(name, 0.0), name in one) for one in info], float) for name in self.told},
         )
 
     def render(self, number: int = 0) -> np.ndarray | None:
@@ -152,12 +153,6 @@ def spaces_of(options: EnvOptions) -> tuple[dict[str, ObservationSpec], ActionSp
     """What an environment shows and takes: one is made and closed. Raises as `make_vector` does."""
     with contextlib.closing(make_vector(options.model_copy(update={"mode": "inline"}), 0, envs=1)) as envs:
         return envs.observation, envs.action
-
-
-@functools.cache
-def _say(name: str, note: str) -> None:
-    """Once, however many environments there are, and however often they are made."""
-    logger.warning("%s: %s", name, note)
 
 
 def _recipe(options: EnvOptions) -> bytes | None:

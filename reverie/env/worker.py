@@ -168,6 +168,9 @@ def answer(environment: Environment, command: str, *arguments: Any) -> Any:
     """What the environment says to one question."""
     if command == "describe":
         return environment.observation, environment.action, environment.notes
+    if command == "step":
+        obs, reward, terminated, truncated = environment.step(*arguments)
+        return obs, reward, terminated, truncated, environment.report() if terminated or truncated else {}
     if command == "restore":
         return restore(environment, *arguments)
     return getattr(environment, command)(*arguments)

@@ -34,6 +34,10 @@ class Environment(Protocol):
         """Takes the action [A]; returns observation, reward, terminated, truncated."""
         ...
 
+    def report(self) -> dict[str, float]:
+        """The numbers that were asked of it (`EnvOptions.info_metrics`), over the episode so far."""
+        ...
+
     def render(self) -> np.ndarray | None:
         """A picture for videos, uint8 [height, width, 3], where the environment can draw one."""
         ...
@@ -55,6 +59,9 @@ class Wrapper:
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
         return self.inner.step(action)
+
+    def report(self) -> dict[str, float]:
+        return self.inner.report()
 
     def render(self) -> np.ndarray | None:
         return self.inner.render()

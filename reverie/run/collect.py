@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ class Episode:
 
     total: float
     length: int
+    info: dict[str, float] = field(default_factory=dict)
+    """What the environment told of it, by name."""
 
 
 class Scores:
@@ -32,11 +34,15 @@ class Scores:
     def __init__(self, envs: int):
         self.total, self.length = np.zeros(envs), np.zeros(envs, np.int64)
 
-    def add(self, reward: np.ndarray, first: np.ndarray, last: np.ndarray) -> list[tuple[int, Episode]]:
+    def add(self, step: Step) -> list[tuple[int, Episode]]:
         """Counts one step; returns the environments whose episode it ended, with the episode."""
-        self.total = np.where(first, 0.0, self.total + reward)
-        self.length = np.where(first, 0, self.length + 1)
-        return [(int(i), Episode(float(self.total[i]), int(self.length[i]))) for i in np.flatnonzero(last)]
+        self.total = np.where(step.first, 0.0, self.total + step.reward)
+        self.length = np.where(step.first, 0, self.length + 1)
+        return [(int(i), self._episode(step, int(i))) for i in np.flatnonzero(step.last)]
+
+    def _episode(self, step: Step, i: int) -> Episode:
+        told = {name: float(numbers[i, 0]) for name, numbers in step.info.items() if numbers[i, 1]}
+        return Episode(float(self.total[i]), int(self.length[i]), told)
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,7 @@ class Collector:
         """Brings one step of every environment to replay; returns the episodes that ended."""
         played = self.player.take()
         self.replay.add(played.step, played.action, played.latent)
-        ended = self.scores.add(played.step.reward, played.step.first, played.step.last)
+        ended = self.scores.add(played.step)
         return [episode for _, episode in ended]
 
     def state_dict(self) -> dict[str, Any]:

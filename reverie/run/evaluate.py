@@ -104,6 +104,13 @@ class Evaluation:
         return float(np.mean([episode.length for episode in self.episodes]))
 
     @property
+    def info(self) -> dict[str, float]:
+        """Means of what the environment told (`EnvOptions.info_metrics`), over the episodes of which it did."""
+        names = {name: None for episode in self.episodes for name in episode.info}
+        told = {name: [episode.info[name] for episode in self.episodes if name in episode.info] for name in names}
+        return {f"evaluation/{name}": float(np.mean(numbers)) for name, numbers in told.items()}
+
+    @property
     def goals(self) -> dict[str, float]:
         """How often goals were reached, how often those of other environments were, and how often at the start.
 
@@ -146,7 +153,7 @@ def evaluate(
     try:
         while share.any():
             step, idle = player.observe(), share == 0
-            for index, episode in scores.add(step.reward, step.first, step.last):
+            for index, episode in scores.add(step):
                 if share[index]:
                     share[index] -= 1
                     finished.append(episode)

@@ -85,9 +85,10 @@ class Logger:
         if shown:
             log.info("Step %d: %s", step, shown)
 
-    def episode(self, step: int, episode_return: float, length: int) -> None:
-        """Stores the return and the length (in steps) of an episode that just ended."""
-        self._store(step, {"episode/return": float(episode_return), "episode/length": float(length)})
+    def episode(self, step: int, episode_return: float, length: int, info: Mapping[str, float] | None = None) -> None:
+        """Stores the return and the length (in steps) of an episode that just ended, and what else was told of it."""
+        told = {f"episode/{name}": value for name, value in (info or {}).items()}
+        self._store(step, {"episode/return": float(episode_return), "episode/length": float(length)} | told)
         log.info("Episode return: %s, length: %d", round(float(episode_return), 2), length)
 
     def mark(self) -> dict[str, int]:

@@ -43,7 +43,8 @@ def play(
             frames, path = stage.episode(), output / f"episode_{number}.mp4"
             first = next(frames, None)
             film = None if first is None else video.write(path, itertools.chain([first], frames))
-            yield f"episode {number}: return {stage.finished.total:.1f}, length {stage.finished.length}"
+            told = "".join(f", {name} {value:g}" for name, value in stage.finished.info.items())
+            yield f"episode {number}: return {stage.finished.total:.1f}, length {stage.finished.length}{told}"
             if film is not None:
                 yield f"  {film}"
             truth, dream = dream_along(agent, stage.recording)
@@ -71,7 +72,7 @@ class _Stage:
         self.recording, finished = Recording(), []
         while not finished:
             step, previous_action = self.player.observe(), self.player.action
-            finished = self.scores.add(step.reward, step.first, step.last)
+            finished = self.scores.add(step)
             self.limited.watch(self.scores.length)
             self.player.act(step)
             if len(self.recording) < RECORDED:

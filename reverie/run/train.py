@@ -184,7 +184,7 @@ class DreamerV3Trainer:
         self.step += self.envs.size
         for episode in ended:
             self.episodes += 1
-            self.logger.episode(self.step, episode.total, episode.length)
+            self.logger.episode(self.step, episode.total, episode.length, episode.info)
             self.progress.episode(episode.total)
 
     def learn(self) -> None:
@@ -237,7 +237,7 @@ class DreamerV3Trainer:
             return False
         log.info("Evaluation at step %d: %s", self.step, result)
         row = {"evaluation/return": result.mean, "evaluation/deviation": result.deviation}
-        row |= {"evaluation/length": result.length, "run/seconds": self.seconds} | result.goals
+        row |= {"evaluation/length": result.length, "run/seconds": self.seconds} | result.info | result.goals
         self.history.append({"step": self.step, "updates": self.updates, **row})
         self.logger.write(self.step, row)
         if self.best_return is None or result.mean > self.best_return:

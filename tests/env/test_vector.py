@@ -37,6 +37,9 @@ def assert_same(left: list[Step], right: list[Step]) -> None:
             assert one.obs[key].dtype == other.obs[key].dtype
         for field in ("reward", "first", "last", "terminal"):
             np.testing.assert_array_equal(getattr(one, field), getattr(other, field))
+        assert one.info.keys() == other.info.keys()
+        for name in one.info:
+            np.testing.assert_array_equal(one.info[name], other.info[name])
 
 
 @contextlib.contextmanager

@@ -31,6 +31,9 @@ class Film:
         image[0, self.count] = (255, 100, 50)
         return {"image": image, "step": np.array([self.count, 0])}
 
+    def report(self):
+        return {}
+
     def render(self):
         return self.show()["image"]
 
