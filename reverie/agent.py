@@ -25,6 +25,7 @@ from reverie.behavior.motive import Motive
 from reverie.behavior.ppo import improve
 from reverie.compatibility import check_sections, compare, describe, shapes
 from reverie.imagine import imagine
+from reverie.learned_rates import FIXED, MetaOptions, RateOptions
 from reverie.nets.layers import output_rows
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
 from reverie.types import (
@@ -80,6 +81,7 @@ class Agent(nn.Module):
         spaces: tuple[Mapping[str, ObservationSpec], ActionSpec],
         device: torch.device,
         seed: int = 0,
+        meta: MetaOptions = FIXED,
     ):
         super().__init__()
         self.options, self.device = options, device
@@ -100,23 +102,24 @@ class Agent(nn.Module):
             "act": torch.Generator(device).manual_seed(2 * seed),
             "learn": torch.Generator(device).manual_seed(2 * seed + 1),
         }
-        self.optimizers = dict(self._optimizers())
+        self.optimizers = dict(self._optimizers(meta))
 
-    def _optimizers(self) -> Iterator[tuple[str, Optimizer]]:
+    def _optimizers(self, meta: MetaOptions) -> Iterator[tuple[str, Optimizer]]:
         """World, an actor and a critic of each level, and motives. Replayed steps train the first level's critic."""
         options, levels = self.options, self.behavior.levels
         paid = levels[0].task is not None
         replay_value = {"replay_value": levels[0].options.replay_value_scale} if paid else {}
-        groups: list[tuple[str, nn.Module, OptimizerOptions, dict[str, float]]]
-        groups = [("world", self.world, options.world_optimizer, self.world.scales | replay_value)]
+        groups: list[tuple[str, nn.Module, OptimizerOptions, RateOptions, dict[str, float]]]
+        groups = [("world", self.world, options.world_optimizer, meta.world, self.world.scales | replay_value)]
         for level in levels:
             scales = {"value": level.options.value_scale} | (replay_value if level is levels[0] else {})
-            groups.append((f"{level.group}actor", level.actor, options.actor_optimizer, {"policy": 1.0}))
-            groups.append((f"{level.group}critic", level.critic, options.critic_optimizer, scales))
-        groups += [(name, motive, motive.optimizer, {name: 1.0}) for name, motive in self.motives.items()]
+            groups.append((f"{level.group}actor", level.actor, options.actor_optimizer, meta.actor, {"policy": 1.0}))
+            groups.append((f"{level.group}critic", level.critic, options.critic_optimizer, meta.critic, scales))
+        groups += [(name, motive, motive.optimizer, meta.motive, {name: 1.0}) for name, motive in self.motives.items()]
         half = (options.precision, self.device.type) in LOSS_SCALED
-        for name, network, choices, scales in groups:
-            yield name, Optimizer(name, network.parameters(), choices, scales, rows=output_rows(network), half=half)
+        for name, network, choices, rates, scales in groups:
+            rows, learned = output_rows(network), meta.learned(rates)
+            yield name, Optimizer(name, network.parameters(), choices, scales, rows=rows, half=half, learned=learned)
 
     # --- playing ---
 
@@ -190,7 +193,7 @@ class Agent(nn.Module):
                 metrics |= improve(level, rollout, target, real, optimizers, generator, ready, frozen)
                 level.update_slow_critic()
                 metrics |= target.metrics | level.adapt_entropy(rollout, ready & (not frozen))
-        metrics |= self.behavior.joint_kl(metrics) | world_metrics(losses)
+        metrics |= self.behavior.joint_kl(metrics) | world_metrics(losses) | self._rates()
         return self._named(metrics), self.world.pack(latent.detach())
 
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
@@ -221,6 +224,13 @@ class Agent(nn.Module):
         """The acting level's losses go by the name of the policy as well, whatever the behavior."""
         worker = self.behavior.worker.name
         return metrics | {f"policy/{kind}": metrics[f"{worker}/{kind}"] for kind in KNOWN}
+
+    def _rates(self) -> Metrics:
+        """What learned rates did in this update."""
+        found: Metrics = {}
+        for optimizer in self.optimizers.values():
+            found |= optimizer.rate_metrics()
+        return found | {known: found[name] for known, name in RATES.items() if name in found}
 
     def precision(self) -> torch.autocast:
         """Where products of networks are done in the chosen precision.
@@ -284,6 +294,9 @@ HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 LOSS_SCALED = {("fp16", "cuda")}
 """Precisions and devices whose small gradients would vanish without a loss scale."""
+
+RATES = {"meta/lr": "meta/lr_world"}
+"""The short name of the learned rate that matters most."""
 
 KNOWN = ("policy_loss", "value_loss", "entropy")
 """What a policy reports under this name in every behavior."""

@@ -24,6 +24,7 @@ from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.hierarchy import HierarchyOptions
 from reverie.env import EnvOptions
 from reverie.errors import ConfigError
+from reverie.learned_rates import MetaOptions
 from reverie.presets import locate
 from reverie.replay import ReplayOptions
 from reverie.strict_json import parse, plain, read_file
@@ -120,6 +121,7 @@ class Config(Options):
     behavior: BehaviorOptions = BehaviorOptions()
     hierarchy: HierarchyOptions = HierarchyOptions()
     agent: AgentOptions = AgentOptions()
+    meta: MetaOptions = MetaOptions()
     logger: LoggerOptions = LoggerOptions()
 
     @property

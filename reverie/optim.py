@@ -7,7 +7,8 @@ without training them. Nothing here waits for the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import native
+from reverie.compatibility import compare, shapes
+from reverie.directions import KINDS, Averaging, Moments
 from reverie.errors import StoredDataError
+from reverie.learned_rates import Guard, Learned, LearnedRate, Memory
 from reverie.native import optimizer as kernel
 from reverie.types import Metrics, Options, cpu_copy
+
+log = logging.getLogger(__name__)
 
 
 class OptimizerOptions(Options):
@@ -61,34 +67,6 @@ class PolicyOptimizerOptions(OptimizerOptions):
     """The group's gradient norm is clipped to this; 0 turns it off."""
     eps: float = Field(default=1e-5, gt=0)
     """Added to the root of the averaged square."""
-
-
-Moments = tuple[Tensor, Tensor]
-"""The averaged step and the averaged square, each as long as the flat parameters."""
-
-
-def laprop(gradient: Tensor, moments: Moments, count: Tensor, options: OptimizerOptions) -> tuple[Tensor, Moments]:
-    """The direction of LaProp (Ziyin et al. 2020) after ``count`` updates, this one included."""
-    step, square = moments
-    square = torch.lerp(gradient.square(), square, options.beta2)
-    normalised = gradient / ((square / (1 - options.beta2**count)).sqrt() + options.eps)
-    step = torch.lerp(normalised, step, options.beta1)
-    return step / (1 - options.beta1**count), (step, square)
-
-
-def adam(gradient: Tensor, moments: Moments, count: Tensor, options: OptimizerOptions) -> tuple[Tensor, Moments]:
-    """The direction of Adam (Kingma & Ba 2015) after ``count`` updates, this one included."""
-    step, square = moments
-    step = torch.lerp(gradient, step, options.beta1)
-    square = torch.lerp(gradient.square(), square, options.beta2)
-    root = (square / (1 - options.beta2**count)).sqrt() + options.eps
-    return step / (1 - options.beta1**count) / root, (step, square)
-
-
-KINDS: dict[str, Callable[[Tensor, Moments, Tensor, OptimizerOptions], tuple[Tensor, Moments]]] = {
-    "laprop": laprop,
-    "adam": adam,
-}
 
 
 LOSS_SCALE_GROWTH = 2.0 ** (1 / 2000)
@@ -146,12 +124,13 @@ class Optimizer:
         *,
         rows: Mapping[nn.Parameter, Sequence[int]] | None = None,
         half: bool = False,
+        learned: Learned | None = None,
     ):
         """``scales`` weighs each loss of `step`; a loss without a scale is an error there.
 
         ``rows`` are the numbers of rows of the layers that share a parameter: `agc` clips each layer by itself.
         ``half`` says that gradients pass through float16: losses are then multiplied by a scale, as large as can be
-        without overflow.
+        without overflow. ``learned`` says how the rate adjusts itself, which takes the place of its decay.
         """
         self.name, self.options, self.scales = name, options, dict(scales)
         self.parameters = list(parameters)
@@ -163,10 +142,19 @@ class Optimizer:
             parameter.grad = gradient.view_as(parameter)
         sizes = layer_sizes(self.parameters, rows or {})
         self.weights, self.gradients = list(self.weight.split(sizes)), list(self.gradient.split(sizes))
-        self.moments: Moments = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
+        self.moments = Moments(torch.zeros_like(self.weight), torch.zeros_like(self.weight))
+        self.kind, self.averaging = KINDS[options.kind], Averaging(options.beta1, options.beta2, options.eps)
         self.count = torch.zeros((), device=self.weight.device)
         self.half = half
         self.lengths = torch.tensor(sizes, device=self.weight.device)
+        self.learned, self.guard = None, None
+        if learned is not None:
+            rates, meta = learned
+            self.learned = LearnedRate(options.rate, options.warmup, rates, meta, self.weight.device)
+            self.guard = Guard(self.weight, rates.limit) if meta.guard else None
+            if options.decay:
+                log.info("%s: the rate is learned, and does not decay beside that", name)
+            options = options.model_copy(update={"decay": 0})
         self.ramps = ramps(options).to(self.weight.device).unbind()
         self.whole = torch.ones_like(self.count)
         recipe = options.model_dump(include=OptimizerOptions.model_fields.keys() - SCHEDULE - {"kind"})
@@ -177,13 +165,15 @@ class Optimizer:
     def rate(self) -> Tensor:
         """The learning rate of the next update; the first of a warm-up is zero."""
         updates, begin, change = self.ramps
-        return (begin + change * torch.minimum(self.count / updates, self.whole)).prod()
+        scheduled = (begin + change * torch.minimum(self.count / updates, self.whole)).prod()
+        return scheduled if self.learned is None else scheduled * self.learned.factor
 
-    def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None) -> Metrics:
+    def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None, *, fresh: bool = True) -> Metrics:
         """Descends the weighted sum of the means of ``losses``.
 
         The update is skipped, moments included, where the gradient is not finite or ``when`` (a boolean scalar) is
-        false. Raises KeyError where losses and scales do not match.
+        false. A rate is learned only from losses on ``fresh`` data, which no earlier step has seen. Raises KeyError
+        where losses and scales do not match.
         """
         if losses.keys() != self.scales.keys():
             raise KeyError(f"losses {sorted(losses)} and scales {sorted(self.scales)} of '{self.name}' differ")
@@ -193,10 +183,12 @@ class Optimizer:
             (total * self.loss_scale if self.half else total).backward(inputs=self.parameters)
         if self.half:
             self.gradient.div_(self.loss_scale)
-        return self._descend(when)
+        return self._descend(total.detach(), when, fresh)
 
     @torch.no_grad()
-    def _descend(self, when: Tensor | None) -> Metrics:
+    def _descend(self, loss: Tensor, when: Tensor | None, fresh: bool) -> Metrics:
+        if self.learned is not None and fresh:
+            when = self._learn_rate(self.learned, loss, when)
         step = self._native_step if native.supports(self.weight, kernel="optimizer") else self._step
         rate = self.rate
         norm, skipped = step(rate, when)
@@ -204,6 +196,27 @@ class Optimizer:
             self.loss_scale *= torch.where(skipped > 0, 0.5, LOSS_SCALE_GROWTH)
             self.loss_scale.clamp_(max=LARGEST_LOSS_SCALE)
         return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped, f"{self.name}/lr": rate}
+
+    def _learn_rate(self, learned: LearnedRate, loss: Tensor, when: Tensor | None) -> Tensor:
+        """Before a step on fresh data; returns whether it is still wanted. Where the group diverged, it begins anew."""
+        wanted = torch.ones_like(self.whole, dtype=torch.bool) if when is None else when
+        if native.supports(self.weight, kernel="optimizer"):
+            products = kernel.agreement(self.task, self.gradient, *self.moments, self.count)
+        else:
+            direction = self.kind.direction(self.moments, self.count, self.averaging)
+            products = torch.stack([self.gradient @ direction, self.gradient.norm(), direction.norm()])
+        learned.learn(products, self.count, wanted)
+        if self.guard is None:
+            return wanted
+        finite = loss if self.half else loss + products[1]  # a scaled gradient may overflow, and heals by itself
+        back = self.guard.watch(self.weight, self.count, loss, finite.isfinite(), wanted)
+        learned.reduce(back)
+        self.guard.restore(back, self.weight, *self.moments, self.count)
+        return wanted & ~back
+
+    def rate_metrics(self) -> Metrics:
+        """What the learned rate did in this update; nothing where it is not learned."""
+        return {} if self.learned is None else self.learned.metrics(self.name)
 
     def _step(self, rate: Tensor, when: Tensor | None) -> tuple[Tensor, ...]:
         """Returns the norm of the gradient, and one where it was not finite."""
@@ -215,7 +228,8 @@ class Optimizer:
             self.gradient.div_(ratio.repeat_interleave(self.lengths, output_size=len(self.gradient)))
         if self.options.clip:
             self.gradient.mul_((self.options.clip / self.gradient.norm()).clamp(max=1.0))
-        direction, moments = KINDS[self.options.kind](self.gradient, self.moments, self.count + 1, self.options)
+        moments = self.kind.moments(self.gradient, self.moments, self.count + 1, self.averaging)
+        direction = self.kind.direction(moments, self.count + 1, self.averaging)
         self.weight.copy_(torch.where(go, self.weight - rate * direction, self.weight))
         for old, new in zip(self.moments, moments, strict=True):
             old.copy_(torch.where(go, new, old))
@@ -234,24 +248,41 @@ class Optimizer:
             "square": cpu_copy(self.moments[1]),
             "count": cpu_copy(self.count),
             "loss_scale": cpu_copy(self.loss_scale),
+            **{name: memory.state_dict() for name, memory in self._memories().items()},
         }
+
+    def _memories(self) -> dict[str, Memory]:
+        """What a checkpoint may lack: a learned rate and its guard."""
+        return {name: memory for name, memory in (("learned", self.learned), ("guard", self.guard)) if memory}
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raises StoredDataError where a state is incomplete, of another kind or of other parameters."""
         tensors = dict(zip(("step", "square"), self.moments, strict=True))
         tensors |= {"count": self.count, "loss_scale": self.loss_scale}
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        saved = {name: tuple(state[name].shape) if name in state else None for name in shapes}
-        if state.get("kind") != self.options.kind or saved != shapes:
+        saved = {name: tuple(state[name].shape) if name in state else None for name in tensors}
+        if state.get("kind") != self.options.kind or saved != shapes(tensors):
             raise StoredDataError(
                 f"optimizer '{self.name}' is {self.options.kind} over {self.weight.numel()} numbers, in the checkpoint "
                 f"it is {state.get('kind')} over {saved['step']}; resume with the configuration it was trained with"
             )
+        for name, memory in self._memories().items():
+            compare(
+                f"{self.name}_optimizer.{name}",
+                shapes(state.get(name, memory.state_dict())),
+                shapes(memory.state_dict()),
+            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises what `check` does; then nothing has changed."""
+        """Raises what `check` does; then nothing has changed. A learned rate that was not saved begins anew."""
         self.check(state)
         for mine, saved in zip(self.moments, (state["step"], state["square"]), strict=True):
             mine.copy_(saved)
         self.count.copy_(state["count"])
         self.loss_scale.copy_(state["loss_scale"])
+        if (self.learned is None) != ("learned" not in state):
+            log.info("%s: the rate is %s from here on", self.name, "learned" if self.learned else "as scheduled")
+        if self.guard is not None:
+            self.guard.good.copy_(self.weight)
+        for name, memory in self._memories().items():
+            if name in state:
+                memory.load_state_dict(state[name])

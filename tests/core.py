@@ -20,6 +20,7 @@ from reverie.behavior.build import build, default_streams
 from reverie.behavior.hierarchy import Hierarchy, HierarchyOptions
 from reverie.behavior.ppo import improve
 from reverie.behavior.streams import Stream
+from reverie.learned_rates import FIXED, MetaOptions
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
@@ -83,6 +84,7 @@ def make_agent(
     optimizer: OptimizerOptions = PUBLISHED,
     seed: int = 0,
     device: str = "cpu",
+    meta: MetaOptions = FIXED,
     **options: Any,
 ) -> Agent:
     """``optimizer`` trains every group; ``options`` are of the agent."""
@@ -91,7 +93,8 @@ def make_agent(
     groups |= dict.fromkeys(("actor_optimizer", "critic_optimizer"), policy)
     hierarchy = hierarchy.model_copy(update={"goal_optimizer": policy})
     spaces = (dict(observation), action)
-    return Agent(AgentOptions(**groups | options), SMALL, behavior, hierarchy, spaces, torch.device(device), seed)
+    chosen = AgentOptions(**groups | options), SMALL, behavior, hierarchy
+    return Agent(*chosen, spaces, torch.device(device), seed, meta)
 
 
 def shake(module: nn.Module, size: float = 0.1, seed: int = 0) -> None:
@@ -210,10 +213,12 @@ class Recorder(Optimizer):
     def __init__(self) -> None:
         self.losses: list[dict[str, Tensor]] = []
         self.when: list[bool] = []
+        self.fresh: list[bool] = []
 
-    def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None) -> Metrics:
+    def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None, *, fresh: bool = True) -> Metrics:
         self.losses.append(dict(losses))
         self.when.append(True if when is None else bool(when))
+        self.fresh.append(fresh)
         return {}
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -11,13 +12,14 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reverie.agent
-from reverie import native
+from reverie import learned_rates, native
 from reverie.agent import Agent
-from reverie.behavior.actor_critic import ActorCritic
+from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.behavior.ppo import Means
 from reverie.behavior.streams import Stream
 from reverie.errors import StoredDataError
 from reverie.imagine import imagine
+from reverie.learned_rates import FIXED, MetaOptions, RateOptions
 from reverie.optim import OptimizerOptions
 from reverie.run import checkpoint
 from reverie.types import ActionPart, Batch, ObservationSpec
@@ -203,11 +205,15 @@ class Waits(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("hierarchy", [FLAT, PLANNED])
-def test_learning_never_waits_for_the_device(hierarchy, monkeypatch):
+LEARNED = MetaOptions(enabled=True, warmup=0)
+
+
+@pytest.mark.parametrize(("hierarchy", "meta"), [(FLAT, FIXED), (PLANNED, FIXED), (PLANNED, LEARNED)])
+def test_learning_never_waits_for_the_device(hierarchy, meta, monkeypatch):
     monkeypatch.setattr(native, "_enabled", frozenset())
     monkeypatch.setattr(Means, "wants", lambda *arguments: True)  # as on a GPU
-    agent = make_agent(IMAGE | VECTORS, behavior=PASSES, hierarchy=hierarchy)
+    monkeypatch.setattr(learned_rates, "may_ask", lambda flag: False)
+    agent = make_agent(IMAGE | VECTORS, behavior=PASSES, hierarchy=hierarchy, meta=meta)
     batch = make_batch(agent.world)
     with Waits() as waits:
         agent.learn(batch)
@@ -215,6 +221,45 @@ def test_learning_never_waits_for_the_device(hierarchy, monkeypatch):
     with waits:
         torch.as_tensor(1.0).item()
     assert waits.found == {"aten::lift_fresh": 1, "aten::_local_scalar_dense": 1}
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_every_group_learns_its_rate_from_fresh_losses_and_says_so_at_every_update(monkeypatch):
+    behavior = BehaviorOptions(epochs=2, minibatches=2, target_kl=1e9)
+    meta = LEARNED.model_copy(update={"actor": RateOptions(rule="sign", offset=1.0)})
+    agent = make_agent(behavior=behavior, hierarchy=PLANNED, optimizer=CONSTANT, meta=meta)
+    groups = {"world", "manager_actor", "manager_critic", "actor", "critic", "goals"}
+    rates, keys = [], []
+    for seed in range(3):
+        metrics, _ = agent.learn(make_batch(agent.world, seed=seed))
+        keys.append(set(metrics))
+        rates.append({name: float(metrics[f"meta/lr_{name}"]) for name in groups})
+        assert metrics["meta/lr"] == metrics["meta/lr_world"]
+    assert keys[0] == keys[1] == keys[2]
+    assert rates[0]["world"] == pytest.approx(CONSTANT.rate) and len({rate["world"] for rate in rates}) == 3
+    for name in ("manager_actor", "actor"):  # one pair a dream: not of the first, which no step preceded
+        expected = [CONSTANT.rate * math.exp(0.05 * pairs) for pairs in range(3)]
+        assert [rate[name] for rate in rates] == pytest.approx(expected)
+    assert all(rates[2][name] != rates[0][name] for name in groups)
+
+
+def test_a_level_that_does_not_learn_keeps_its_rate():
+    hierarchy = PLANNED.model_copy(update={"goal_warmup": 2})
+    agent = make_agent(hierarchy=hierarchy, optimizer=CONSTANT, meta=LEARNED)
+    rates = []
+    for seed in range(4):
+        metrics, _ = agent.learn(make_batch(agent.world, seed=seed))
+        rates.append([float(metrics[f"meta/lr_{name}"]) for name in ("world", "critic")])
+    world, critic = zip(*rates, strict=True)
+    assert len(set(world)) == 4 and critic[0] == critic[1] != critic[2]
+
+
+def test_a_rate_that_is_not_to_be_learned_is_as_scheduled():
+    meta = LEARNED.model_copy(update={"actor": RateOptions(rule="fixed")})
+    agent = make_agent(optimizer=CONSTANT, meta=meta)
+    assert agent.optimizers["actor"].learned is None and agent.optimizers["critic"].learned is not None
+    metrics, _ = agent.learn(make_batch(agent.world))
+    assert "meta/lr_actor" not in metrics and "meta/lr_critic" in metrics
 
 
 def test_the_first_losses_of_a_fresh_agent_are_known():

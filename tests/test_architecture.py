@@ -16,7 +16,17 @@ from reverie.types import Latent
 ROOT = Path(__file__).parents[1]
 
 BASE = {"errors", "types", "functional"}
-BELOW_AGENT = BASE | {"compilation", "nets", "native", "world", "behavior", "imagine", "optim"}
+BELOW_AGENT = BASE | {
+    "compilation",
+    "nets",
+    "native",
+    "world",
+    "behavior",
+    "imagine",
+    "optim",
+    "directions",
+    "learned_rates",
+}
 BELOW_CONFIG = BELOW_AGENT | {
     "agent",
     "compatibility",
@@ -43,7 +53,9 @@ MAY_IMPORT = {
     "compilation": {"native"},
     "env": BASE,
     "replay": BASE,
-    "optim": BASE | {"native"},
+    "directions": set(),
+    "learned_rates": BASE,
+    "optim": BASE | {"compatibility", "directions", "learned_rates", "native"},
     "nets": BASE | {"native"},
     "world": BASE | {"compilation", "nets", "native"},
     "behavior": BASE | {"compilation", "nets", "optim"},

@@ -125,7 +125,7 @@ def test_a_short_name_and_its_key_may_agree_but_not_differ(file):
         ({"run": {"steps": True}}, ["run.steps = true", "integer"]),
         ({"run": {"video": 1}}, ["run.video = 1", "boolean"]),
         ({"run": {"device": "tpu"}}, ['run.device = "tpu": choose auto, cpu, cuda or cuda:<number>']),
-        ({"actor": {"rate": 1.0}}, ["actor = ", "did you mean agent.actor_optimizer?"]),
+        ({"actor_optimiser": {"rate": 1.0}}, ["actor_optimiser = ", "did you mean agent.actor_optimizer?"]),
         ({"run": 5}, ["run = 5", "object"]),
         ({"logger": {"level": "LOUD"}}, ['logger.level = "LOUD"', "'DEBUG'"]),
         ({"kl_scale": [0.5, 1.0]}, ["world.kl_scale = [0.5, 1.0]", "number"]),

@@ -111,7 +111,7 @@ def improve(
                 experience = (field[index] for field in (action, old_policy, old_logprob, advantage, weight))
                 policy_loss, entropy, kl, log_ratio = policy_losses(level, seen[:edges], *experience)
                 active = active & (kl.mean() <= 1.5 * options.target_kl)
-                moved = optimizers["actor"].step({"policy": policy_loss}, when=active)
+                moved = optimizers["actor"].step({"policy": policy_loss}, when=active, fresh=not actor.rows)
                 changes, mine = log_ratio.expm1().abs(), own[index]
                 measured = {
                     "policy_loss": policy_loss.detach().mean(),
@@ -128,7 +128,7 @@ def improve(
                 losses = {"value": weight[index] * (targets.attention * errors[:edges]).sum(-1)}
                 if replay is not None:
                     losses["replay_value"] = replay.weight.flatten()[replayed] * errors[edges:, level.task]
-                moved = optimizers["critic"].step(losses, when=ready)
+                moved = optimizers["critic"].step(losses, when=ready, fresh=not critic.rows)
                 critic.add({f"{level.name}/value_loss": losses["value"].detach().mean()} | moved, ready)
     return (
         {f"{level.name}/kl_stopped": torch.stack(stopped).mean()}

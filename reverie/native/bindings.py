@@ -121,6 +121,7 @@ SIGNATURES = {
     "two_hot_loss": (Numbers, *_TARGETS, Numbers, Numbers, c_int64, c_int),
     "two_hot_loss_back": (Numbers, Numbers, *_TARGETS, Numbers, Numbers, c_int64, c_int),
     "descend": (POINTER(Recipe), *[Numbers] * 4, POINTER(c_int64), c_int, c_int, *[Numbers] * 3),
+    "agreement": (POINTER(Recipe), *[Numbers] * 3, c_int64, Numbers, Numbers),
     "observe_forward": (*_CORE, *[Numbers] * 6, Trace, *[Numbers] * 5),
     "observe_backward": (*_CORE, Numbers, Trace, *[Numbers] * 6, Gradients),
     "dream": (

@@ -64,5 +64,29 @@ int descend(const Recipe *recipe, float *weight, float *gradient, float *step, f
     return DONE;
 }
 
+// What a gradient says of the last step, before `descend` changes either: their product, and the norms of both. Nothing
+// finite where there was no step.
+int agreement(const Recipe *recipe, const float *gradient, const float *step, const float *square, int64_t size,
+              const float *count, float *report) {
+    Recipe r = *recipe;
+    float correction1 = 1 - pow(r.beta1, *count), correction2 = 1 - pow(r.beta2, *count);
+    double along = 0, gradients = 0, directions = 0;
+    for (int64_t begin = 0; begin < size; begin += 4096) {
+        int64_t end = begin + 4096 < size ? begin + 4096 : size;
+        float product = 0, of_gradient = 0, of_direction = 0;
+        for (int64_t j = begin; j < end; j++) {
+            float direction = step[j] / (r.adam ? sqrtf(square[j] / correction2) + r.eps : 1);
+            product += gradient[j] * direction;
+            of_gradient += gradient[j] * gradient[j];
+            of_direction += direction * direction;
+        }
+        along += product, gradients += of_gradient, directions += of_direction;
+    }
+    report[0] = along / correction1;
+    report[1] = sqrt(gradients);
+    report[2] = sqrt(directions) / correction1;
+    return DONE;
+}
+
 LAYOUT(Recipe, FIELD(Recipe, beta1), FIELD(Recipe, beta2), FIELD(Recipe, eps), FIELD(Recipe, agc),
        FIELD(Recipe, floor), FIELD(Recipe, clip), FIELD(Recipe, adam));

@@ -1,4 +1,4 @@
-"""The step of `reverie.optim` as a native kernel."""
+"""The step of `reverie.optim`, and what a gradient says of the last one, as native kernels."""
 
 from __future__ import annotations
 
@@ -44,4 +44,22 @@ def descend(
     report = weight.new_empty(2)
     buffers = weight, gradient, step, square
     native.call("descend", byref(task.recipe), *buffers, task.sizes, len(task.sizes), int(wanted), rate, count, report)
+    return report
+
+
+def agreement(
+    task: Task,
+    gradient: Float[Tensor, "W"],
+    step: Float[Tensor, "W"],
+    square: Float[Tensor, "W"],
+    count: Float[Tensor, ""],
+) -> Float[Tensor, "3"]:
+    """The product of a gradient and the direction of the last step, and the norms of both; not finite without a step.
+
+    Call it where `native.supports`, before `descend`.
+    """
+    width = (sum(task.sizes),)
+    require(gradient=(gradient, width), step=(step, width), square=(square, width))
+    report = gradient.new_empty(3)
+    native.call("agreement", byref(task.recipe), gradient, step, square, width[0], count, report)
     return report

@@ -80,7 +80,8 @@ class DreamerV3Trainer:
         if state is None:
             refuse_occupied(self.folder)
         spaces = self.envs.observation, self.envs.action
-        self.agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, device, run.seed)
+        parts = config.agent, config.world, config.behavior, config.hierarchy
+        self.agent = Agent(*parts, spaces, device, run.seed, config.meta)
         updates = float(run.steps * config.updates_per_step)
         self.agent.compiles = compilation.repays(config.agent.compile, device, updates)
         self.compiling = self.agent.compiles

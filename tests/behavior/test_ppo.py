@@ -111,9 +111,15 @@ def test_the_actor_steps_before_the_critic_is_asked_so_that_one_graph_is_held_at
     level, order = steered([[0.5, 0.5]], epochs=1, minibatches=1), []
     ask, step = level.value_loss, Recorder.step
     monkeypatch.setattr(level, "value_loss", lambda *inputs: order.append("asked") or ask(*inputs))
-    monkeypatch.setattr(Recorder, "step", lambda *inputs, when: order.append("step") or step(*inputs, when=when))
+    monkeypatch.setattr(Recorder, "step", lambda *inputs, **how: order.append("step") or step(*inputs, **how))
     record(level, *one_hot_rollout([[0.5, 0.5]]), no_replay(2))
     assert order == ["step", "asked", "step"]
+
+
+def test_only_the_first_minibatch_of_a_rollout_is_fresh():
+    level = steered([[0.5, 0.5]] * 4, epochs=2, minibatches=2)
+    for optimizer in record(level, *one_hot_rollout([[0.5, 0.5]] * 4), no_replay(5))[:2]:
+        assert optimizer.fresh == [True, False, False, False]
 
 
 def test_an_actor_that_stopped_does_not_start_again():

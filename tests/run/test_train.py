@@ -114,8 +114,12 @@ ELSEWHERE = {"seconds", "directory", "config", "replay", "metrics"}
 
 @pytest.mark.parametrize(
     "changes",
-    [{"behavior": {"epochs": 1, "minibatches": 1}}, {"behavior": {"epochs": 2, "minibatches": 2}}, MANAGED],
-    ids=["published", "ppo", "hierarchy"],
+    [
+        {"behavior": {"epochs": 1, "minibatches": 1}},
+        {"behavior": {"epochs": 2, "minibatches": 2}},
+        MANAGED | {"meta": {"enabled": True, "warmup": 2}},
+    ],
+    ids=["published", "ppo", "hierarchy_with_learned_rates"],
 )
 def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(tmp_path, changes):
     DreamerV3Trainer(make_config(tmp_path / "whole", **changes)).train()
