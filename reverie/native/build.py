@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -28,6 +29,8 @@ UNITS = ["layers.c", "rssm.c", "two_hot.c", "optimizer.c"]
 HEADERS = ["layout.h", "products.h", "shared.h"]
 COMPILERS = ["cc", "gcc", "clang"]
 """Looked for in turn, unless the environment names one as CC."""
+PATIENCE = 120.0
+"""Seconds that a compiler may take."""
 FLAGS = ["-O3", "-march=native", "-ffast-math", "-fno-finite-math-only", "-fPIC"]
 WIDE = ["-mprefer-vector-width=512", "-mrecip=none"]
 EXTRAS = [["-fopenmp", *WIDE], ["-fopenmp"], WIDE, []]
@@ -55,6 +58,9 @@ def load(bf16: bool = False) -> ctypes.CDLL | None:
             library = _open(compiler, [*FLAGS, *["-DBF16"] * bf16, *extras])
         except subprocess.CalledProcessError as error:
             reason = (error.stderr.decode(errors="replace").strip().splitlines() or [str(error)])[-1]
+        except subprocess.TimeoutExpired:
+            reason = f"{compiler[0]} was not done after {PATIENCE:g} s; start again on an idle machine"
+            break  # with fewer flags it would be no faster
         except (OSError, RuntimeError, subprocess.SubprocessError) as error:
             reason = error
         else:
@@ -113,8 +119,23 @@ def _build(compiler: Sequence[str], flags: Sequence[str], path: Path) -> None:
         objects = [unit.replace(".c", ".o") for unit in UNITS]
         # Linked without -ffast-math, which would change the floating-point mode of the whole process.
         for command in ([*flags, "-c", *units], ["-shared", *objects, "-o", "kernels.so", "-lm"]):
-            subprocess.run([*compiler, *command], cwd=folder, check=True, capture_output=True, timeout=120)
+            _run([*compiler, *command], folder)
         os.replace(Path(folder) / "kernels.so", path)
+
+
+def _run(command: Sequence[str], folder: str) -> None:
+    """Raises CalledProcessError, and TimeoutExpired; whatever the command started has ended then, too."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, start_new_session=True) as process:
+        try:
+            output, errors = process.communicate(timeout=PATIENCE)
+        except BaseException:  # Ctrl-C too, which a session of its own does not hear
+            with suppress(ProcessLookupError, AttributeError):  # gone already; no process groups on Windows
+                os.killpg(process.pid, signal.SIGKILL)
+            process.kill()
+            raise
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command, output, errors)
 
 
 # --- where it is kept ---

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -86,6 +87,22 @@ def test_what_cannot_be_loaded_is_built_once(fresh, monkeypatch):
         assert not native.supports(torch.ones(1))
         build.load.cache_clear()
     assert len(built) == len(build.EXTRAS)
+
+
+def test_a_compiler_that_takes_too_long_is_ended_with_all_that_it_started(fresh, monkeypatch, tmp_path, caplog):
+    program, child = tmp_path / "slow", tmp_path / "child"
+    program.write_text(f"#!/bin/sh\n[ $1 = --version ] && exit\nsleep 60 &\necho $! >> {child}\nwait\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("CC", str(program))
+    monkeypatch.setattr(build, "PATIENCE", 0.5)
+    assert not native.supports(torch.ones(1))
+    assert len(caplog.records) == 1 and "was not done after 0.5 s" in caplog.text
+    (number,) = child.read_text().split()  # it was not tried again with fewer flags
+    for _ in range(100):
+        if not Path(f"/proc/{number}").exists():
+            break
+        time.sleep(0.05)  # until somebody has taken note of its end
+    assert not Path(f"/proc/{number}").exists()
 
 
 @pytest.mark.parametrize(("command", "told"), [("gcc 'x", "No closing quotation"), ("strange", "could not be built")])
