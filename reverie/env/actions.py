@@ -17,6 +17,9 @@ from gymnasium import spaces
 from reverie.errors import ConfigError
 from reverie.types import ActionPart, ActionSpec
 
+MOST = 100_000
+"""Length of the longest flat action vector: one place for each class, one for each number."""
+
 HUGE = 1e30
 """A bound as far out as this, or as the numbers of its dtype go, is none."""
 
@@ -30,6 +33,8 @@ def action_writer(
     where two parts have the same name.
     """
     label = name or "action"
+    if (width := spaces.flatdim(space) if getattr(space, "is_np_flattenable", False) else 0) > MOST:
+        raise ConfigError(f"the action space {label!r} = {space} has {width} choices or numbers, at most {MOST}")
     if isinstance(space, spaces.Discrete):
         end, first = begin + int(space.n), int(space.start)
         return (ActionPart(label, end - begin, discrete=True),), lambda flat: first + int(flat[begin:end].argmax()), []

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+import gymnasium
 import numpy as np
 
 from reverie.env.actions import action_writer
@@ -34,6 +35,10 @@ class GymnasiumEnvironment:
         info_metrics: Mapping[str, Aggregate] = {},
     ):
         self.env = env
+        if isinstance(env, gymnasium.vector.VectorEnv):
+            raise ConfigError(
+                f"{type(env).__name__} is {env.num_envs} environments side by side; make one, and set env.envs"
+            )
         if not hasattr(env, "observation_space") or not hasattr(env, "action_space"):
             raise ConfigError(
                 f"{type(env).__name__} has no observation_space or action_space; add it, or set obs_dim and action_dim"

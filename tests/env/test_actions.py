@@ -112,6 +112,16 @@ def test_two_parts_of_one_name_are_refused():
         action_writer(spaces.Dict({"a/b": spaces.Discrete(2), "a": spaces.Dict({"b": spaces.Discrete(3)})}))
 
 
+HUGE = [spaces.Discrete(10**9), spaces.Discrete(100_001), spaces.MultiBinary(200_000), spaces.Box(-1, 1, (400, 400))]
+
+
+@pytest.mark.parametrize("space", HUGE)
+def test_an_action_space_larger_than_any_network_is_refused_before_it_fills_the_memory(space):
+    for nested in (space, spaces.Dict({"hand": space})):
+        with pytest.raises(ConfigError, match=r"action space 'action' = .* choices or numbers, at most 100000"):
+            action_writer(nested)
+
+
 @pytest.mark.parametrize("space", [spaces.Text(4), spaces.Box(0, 9, (2,), np.int32), spaces.Box(0, 1, (0,))])
 def test_an_unsupported_action_space_is_refused_by_name(space):
     with pytest.raises(ConfigError, match=r"action space 'hand' = (Text|Box).* is not supported"):

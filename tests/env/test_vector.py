@@ -58,6 +58,12 @@ def through_a_file(state: dict) -> dict:
     return torch.load(file, weights_only=True)
 
 
+def test_environments_side_by_side_are_refused_as_one():
+    ENVIRONMENTS["many"] = lambda: gymnasium.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync")
+    with pytest.raises(ConfigError, match="SyncVectorEnv is 3 environments side by side; make one, and set env.envs"):
+        make_vector(EnvOptions(name="many", mode="inline"), 0)
+
+
 def test_rows_count_and_begin_anew_after_the_last_one():
     sequence = actions(60, 3)
     with vector() as env:
