@@ -89,6 +89,12 @@ def branch(config: Config, path: Path, state: dict[str, Any]) -> tuple[Path, dic
     """
     chosen = config.run.name if config.run.name != state["config"]["run"]["name"] else None
     fresh = claim(config, chosen)
+    with lock(fresh):  # somebody else may have been told the same name
+        return fresh, _fill(fresh, path, state)
+
+
+def _fill(fresh: Path, path: Path, state: dict[str, Any]) -> dict[str, Any]:
+    """Puts the copy of the replay into ``fresh``; returns the state that belongs to it."""
     refuse_occupied(fresh)
     if (fresh / "replay").exists():
         raise StoredDataError(f"{fresh} holds a replay without a checkpoint; remove it, or choose another run.name")
@@ -101,7 +107,7 @@ def branch(config: Config, path: Path, state: dict[str, Any]) -> tuple[Path, dic
         dropped |= {"replay", "collector"}
     else:
         state = state | {"replay": SequenceReplayBuffer.fork(origin, fresh / "replay", state["replay"])}
-    return fresh, {name: value for name, value in state.items() if name not in dropped}
+    return {name: value for name, value in state.items() if name not in dropped}
 
 
 def keep_identity(config: Config, old: Mapping[str, Any], latest: Path) -> None:

@@ -23,7 +23,7 @@ from reverie.env import ENVIRONMENTS
 from reverie.errors import ReverieError, StoredDataError
 from reverie.run import checkpoint, train
 from reverie.run.checkpoint import DivergenceError
-from reverie.run.folder import claim
+from reverie.run.folder import FolderInUse, claim, lock
 from reverie.run.train import DreamerV3Trainer
 from reverie.types import Batch, Carry, Step
 from tests.counting import create_counting
@@ -217,6 +217,15 @@ def test_another_checkpoint_than_the_latest_begins_a_new_run_and_leaves_the_old_
     assert branch.folder != tmp_path / "run" and len(branch.replay) == branch.step > 0
     branch.train()
     assert digest(final_state(tmp_path)) == before
+
+
+def test_two_branches_of_one_name_do_not_fill_the_same_folder(tmp_path):
+    DreamerV3Trainer(make_config(tmp_path)).train()
+    best, changes = tmp_path / "run" / "checkpoints" / "best_model.pt", ["run.name=branch", "run.steps=200"]
+    with lock(tmp_path / "branch"), pytest.raises(FolderInUse, match="in use by process"):
+        DreamerV3Trainer.resume(best, changes)
+    assert [path.name for path in (tmp_path / "branch").iterdir()] == ["lock"]
+    assert DreamerV3Trainer.resume(best, changes).train() == 0
 
 
 def test_a_run_that_no_longer_learns_ends_and_keeps_its_last_checkpoint(tmp_path, monkeypatch):
