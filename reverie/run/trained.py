@@ -56,7 +56,7 @@ class TrainedAgent:
     def act(self, observation: Mapping[str, np.ndarray] | Any, deterministic: bool = False) -> Float[np.ndarray, "A"]:
         """The action for what the environment shows: drawn from the policy, or its likeliest.
 
-        Raises ConfigError for anything but arrays of the keys and shapes that the agent knows.
+        Raises ConfigError for anything but finite arrays of the keys and shapes that the agent knows.
         """
         known = {key: tuple(spec.shape) for key, spec in self.agent.world.observation.items()}
         named = isinstance(observation, Mapping)
@@ -66,6 +66,8 @@ class TrainedAgent:
                               "`TrainedAgent.environment` gave")  # fmt: skip
         no = np.zeros(1, bool)
         obs = {key: np.asarray(value)[None] for key, value in observation.items()}
+        if unsound := [key for key, value in obs.items() if value.dtype.kind == "f" and not np.isfinite(value).all()]:
+            raise ConfigError(f"the observation {unsound[0]!r} has numbers that are not finite: mend it")
         step = Step(obs, np.zeros(1, np.float32), first=np.array([self.first]), last=no, terminal=no)
         action, self.carry = self.agent.act(step, self.carry, self.generator, deterministic)
         self.first = False

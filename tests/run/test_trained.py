@@ -88,3 +88,12 @@ def test_the_example_plays_an_episode(checkpoint, tmp_path):
         timeout=300,
     )
     assert re.fullmatch(r"return \d+\.\d\n", done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_refused_and_change_nothing(checkpoint, number):
+    agent, untouched = (TrainedAgent.load(checkpoint, "cpu") for _ in range(2))
+    with pytest.raises(ConfigError, match="'vector' has numbers that are not finite"):
+        agent.act({"vector": np.array([0, 0, number, 0], np.float32)})
+    sound = {"vector": np.ones(4, np.float32)}
+    assert np.array_equal(agent.act(sound), untouched.act(sound))
