@@ -273,7 +273,7 @@ def _nested(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not (key and equals):
+    if not (equals and all(key.split("."))):
         raise ConfigError(f"{show(text)}: unknown argument; an option is written section.key=value")
     try:
         return key, parse(value)

@@ -41,7 +41,10 @@ def read_file(path: Path) -> dict[str, Any]:
             content = file.read(LARGEST_FILE + 1)
         if len(content) > LARGEST_FILE:
             raise ConfigError(f"larger than {LARGEST_FILE} bytes; a configuration is smaller")
-        tree = parse(content.decode("utf-8-sig"))  # some editors begin with a mark of the byte order
+        text = content.decode("utf-8-sig")  # some editors begin with a mark of the byte order
+        if not text.strip():
+            raise ConfigError("empty; write at least {}")
+        tree = parse(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"not UTF-8 at byte {error.start}; save it as UTF-8") from None
     except json.JSONDecodeError as error:

@@ -162,7 +162,8 @@ def test_a_run_name_cannot_leave_its_folder(name):
         (b'{"run": {"steps": ' + b"9" * 50 + b"}}", "run.steps = 1e+50"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"a":' * 100_000, "nested too deeply"),
-        (b"", "line 1, column 1: not JSON"),
+        (b"", "empty; write at least {}"),
+        (b" \n", "empty; write at least {}"),
         (b"{}{}", "line 1, column 3: not JSON"),
         (b'{\n "run": }', "line 2, column 9: not JSON"),
         (b"[" * 60 + b"]" * 60, "nested too deeply"),
@@ -246,7 +247,7 @@ def test_a_preset_is_found_by_name_and_a_users_own_file_wins(tmp_path, monkeypat
         refusal(missing)
 
 
-@pytest.mark.parametrize("argument", ["run.steps", "=5", "--steps", "5", ""])
+@pytest.mark.parametrize("argument", ["run.steps", "=5", "--steps", "5", "", ".steps=5", "run..steps=5", "run.=5"])
 def test_an_override_has_a_key_and_a_value(argument):
     assert "section.key=value" in refusal(None, [argument])
 
