@@ -19,7 +19,7 @@ from typing import Any
 from reverie import config as configuration
 from reverie import trees
 from reverie.errors import ConfigError, ReverieError
-from reverie.flags import Parser, add_code_flags, add_config_flags, add_sweep_flags, at_least, values
+from reverie.flags import Parser, add_code_flags, add_config_flags, add_sweep_flags, at_least, seed, values
 from reverie.presets import PRESETS
 from reverie.run.grid import axes, single
 
@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--checkpoint", type=Path, default=Path("checkpoints/best_model.pt"))
         command.add_argument("--episodes", type=at_least(1), default=episodes)
         command.add_argument("--deterministic", action="store_true", help="take the likeliest actions, draw none")
-        command.add_argument("--seed", type=at_least(0), default=0)
+        command.add_argument("--seed", type=seed, default=0)
         command.add_argument("--env", help="another name for its environment, such as module:callable")
         add_code_flags(command)
         command.add_argument("--device", default="auto")
@@ -198,13 +198,15 @@ def _train_all(options: argparse.Namespace, tree: dict[str, Any]) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from reverie.run.evaluate import evaluate, restore_agent
+    from reverie.run.evaluate import HELD_OUT, evaluate, restore_agent
 
     agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
     if options.shuffle_goals:
         agent.behavior.shuffle()
     limit, likeliest = config.run.evaluate_limit, options.deterministic or config.run.evaluate_deterministic
-    result = evaluate(agent, config.env, options.episodes, options.seed, limit=limit, deterministic=likeliest)
+    result = evaluate(
+        agent, config.env, options.episodes, HELD_OUT + options.seed, limit=limit, deterministic=likeliest
+    )
     for name, mean in result.info.items():
         print(f"{name}: {mean:.4g}")
     for name, share in result.goals.items():
@@ -214,12 +216,15 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _play(options: argparse.Namespace) -> int:
-    from reverie.run.evaluate import restore_agent
+    from reverie.run.evaluate import HELD_OUT, restore_agent
     from reverie.run.play import play
 
+    if options.output.exists() and not options.output.is_dir():
+        raise ConfigError(f"--output {options.output} is a file; name a folder for the videos")
     agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
     limit = config.run.evaluate_limit
-    for line in play(agent, config.env, options.episodes, options.seed, options.output, limit, options.deterministic):
+    held_out = HELD_OUT + options.seed
+    for line in play(agent, config.env, options.episodes, held_out, options.output, limit, options.deterministic):
         print(line, flush=True)
     return 0
 

@@ -29,6 +29,14 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return number
 
 
+def seed(text: str) -> int:
+    """The type of an argument: a seed."""
+    value = at_least(0)(text)
+    if value >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text} should be less than {2**32}")
+    return value
+
+
 def _whole(text: str) -> int:
     """A whole number, which may be written as 1e3."""
     try:
@@ -49,7 +57,7 @@ def add_config_flags(command: argparse.ArgumentParser) -> None:
     add_code_flags(command)
     command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")
     command.add_argument("--steps", type=at_least(1), help="steps of the agent, all environments together")
-    command.add_argument("--seed", type=at_least(0))
+    command.add_argument("--seed", type=seed)
     command.add_argument("--log-level", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     command.add_argument("overrides", nargs="*", metavar="section.key=value")
 

@@ -16,6 +16,8 @@ import torch
 
 from reverie import cli
 from reverie.errors import ConfigError, DeviceError
+from reverie.run import evaluate as evaluation
+from reverie.run import play as playing
 from reverie.run.device import choose_device
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +99,23 @@ def test_playing_films_an_episode_and_a_dream(folder):
     films = [Path(line.strip()) for line in lines[1:]]
     assert {film.stem for film in films} == {"episode_1", "dream_1_vector"}
     assert all((folder / film).stat().st_size > 1000 for film in films)
+
+
+def test_videos_go_into_a_folder(folder):
+    assert "--output tiny.json is a file" in call(folder, "play", "--output", "tiny.json", code=2)
+
+
+def test_an_evaluation_plays_other_episodes_than_any_training(folder, monkeypatch):
+    """A run's seed, and that of its evaluations, has 32 bits."""
+    seeds: list[int] = []
+    monkeypatch.chdir(folder)
+    for command, module in {"evaluate": evaluation, "play": playing}.items():
+        monkeypatch.setattr(module, "make_vector", lambda options, seed, envs: seeds.append(seed) or sys.exit())
+        with pytest.raises(SystemExit):
+            cli.main([command, "--seed", "5"])
+    assert seeds == [2**32 + 5] * 2
+    for command in ("evaluate", "play", "train"):
+        assert f"{2**32} should be less than" in call(folder, command, "--seed", str(2**32), code=2)
 
 
 def test_inspection_says_what_is_in_a_checkpoint(folder):

@@ -34,6 +34,9 @@ MOST_ENVS = 100
 RECORDED = 100
 """Steps of an episode that a prediction video shows: their frames are dreamed all at once."""
 
+HELD_OUT = 2**32
+"""Added to the seeds that a user gives: no run has such a seed, so its episodes are not those of any training."""
+
 LONG = 10_000
 """Steps after which an open episode of an evaluation is pointed out."""
 
