@@ -214,7 +214,8 @@ def replaying(options: argparse.Namespace) -> dict[str, float]:
     streams, spaces = 16, ({"image": FRAME}, (ActionPart("action", ACTIONS, True),))
     config = load("pixels")
     set_up(options.threads, "auto")
-    agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces, torch.device("cpu"))
+    options = config.agent, config.world, config.behavior, config.hierarchy
+    agent = Agent(*options, spaces, torch.device("cpu"), intrinsic=config.intrinsic)
     chosen = ReplayOptions(batch_size=16, length=64, capacity=max(options.stored, 20_000), online=False)
     with tempfile.TemporaryDirectory(dir=options.directory) as folder:
         needed, free = 13_000 * options.stored, shutil.disk_usage(folder).free

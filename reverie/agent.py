@@ -21,6 +21,7 @@ from reverie import compilation
 from reverie.behavior.actor_critic import BehaviorOptions, ReplayValue, Targets
 from reverie.behavior.build import build, default_streams
 from reverie.behavior.hierarchy import HierarchyOptions
+from reverie.behavior.intrinsic import IntrinsicOptions, build_intrinsic
 from reverie.behavior.motive import Motive
 from reverie.behavior.ppo import improve
 from reverie.compatibility import check_sections, compare, describe, shapes
@@ -69,6 +70,13 @@ class AgentOptions(Options):
     """The critic."""
 
 
+NO_INTRINSIC = IntrinsicOptions()
+"""No reward but the task's and those of goals."""
+
+MOTIVE_SEED = 1 << 40
+"""Where the seeds of motives begin."""
+
+
 class Agent(nn.Module):
     """A world model and a behavior that learns inside it. ``observation`` and ``action`` are the environment's."""
 
@@ -82,6 +90,7 @@ class Agent(nn.Module):
         device: torch.device,
         seed: int = 0,
         meta: MetaOptions = FIXED,
+        intrinsic: IntrinsicOptions = NO_INTRINSIC,
     ):
         super().__init__()
         self.options, self.device = options, device
@@ -94,14 +103,19 @@ class Agent(nn.Module):
             self.world = MultimodalWorldModel(world, observation, action)
             sizes = self.world.sizes
             widths = {name: getattr(sizes, name) for name in ("features", "deter", "units", "bins")}
-            streams = default_streams(behavior, hierarchy)
+            streams = default_streams(behavior, hierarchy, intrinsic.streams)
             self.behavior = build(behavior, hierarchy, action, streams, **widths)
-        self.motives: dict[str, Motive] = dict(self.behavior.motives)
+            sees = {name: widths[name] for name in ("features", "units", "bins")}
+            own = build_intrinsic(intrinsic, action, tokens=self.world.tokens, **sees)
+        self.own_motives = nn.ModuleDict(own)
+        self.motives: dict[str, Motive] = {**self.behavior.motives, **own}
         self.to(device)
         self.generators = {
             "act": torch.Generator(device).manual_seed(2 * seed),
             "learn": torch.Generator(device).manual_seed(2 * seed + 1),
         }
+        # Whatever a motive of its own draws, all else draws the same.
+        self.generators |= {name: torch.Generator(device).manual_seed(MOTIVE_SEED + seed) for name in own}
         self.optimizers = dict(self._optimizers(meta))
 
     def _optimizers(self, meta: MetaOptions) -> Iterator[tuple[str, Optimizer]]:
@@ -185,7 +199,7 @@ class Agent(nn.Module):
             replay = self._replay_value(latent, batch, targets[0], dream)
             replay_loss = {} if replay is None else {"replay_value": levels[0].replay_value_loss(replay)}
             metrics |= self.optimizers["world"].step(losses | replay_loss)
-            metrics |= self._learn_motives(Explained(latent.detach(), tokens), batch, dream)
+            metrics |= self._learn_motives(Explained(latent.detach(), tokens, self.world.walk), batch, dream)
             ready = self.behavior.ready()
             for level, rollout, target in zip(levels, rollouts, targets, strict=True):
                 optimizers = {kind: self.optimizers[f"{level.group}{kind}"] for kind in ("actor", "critic")}
@@ -215,9 +229,8 @@ class Agent(nn.Module):
         """From replayed states and the dream, once."""
         metrics: Metrics = {}
         for name, motive in self.motives.items():
-            loss, seen = motive.loss(explained, batch, dream, self.generators["learn"])
-            metrics |= self.optimizers[name].step({name: loss}) | seen
-            motive.adapt(seen)
+            generator = self.generators.get(name, self.generators["learn"])
+            metrics |= motive.learn(self.optimizers[name], explained, batch, dream, generator)
         return metrics
 
     def _named(self, metrics: Metrics) -> Metrics:
@@ -254,6 +267,7 @@ class Agent(nn.Module):
             "model_state": {name: cpu_copy(value) for name, value in self.state_dict().items()},
             **{f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()},
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
+            "motives": {name: motive.progress() for name, motive in self.motives.items()},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -263,13 +277,16 @@ class Agent(nn.Module):
         """
         optimizers = {f"{name}_optimizer": optimizer for name, optimizer in self.optimizers.items()}
         self._check_model(state)
-        check_sections(state, {"generators", *optimizers})
+        check_sections(state, {"generators", "motives", *optimizers})
         check_sections(state["generators"], self.generators)
+        check_sections(state["motives"], self.motives)
         for section, optimizer in optimizers.items():
             optimizer.check(state[section])
         self.load_state_dict(state["model_state"])
         for section, optimizer in optimizers.items():
             optimizer.load_state_dict(state[section])
+        for name, motive in self.motives.items():
+            motive.load_progress(state["motives"][name])
         for name, generator in self.generators.items():
             saved = state["generators"][name]
             if saved.shape == generator.get_state().shape:

@@ -15,6 +15,8 @@ FLAT = {
     "entropy_coef": "behavior.entropy",
     "value_coef": "behavior.value_scale",
     "num_options": "hierarchy.num_options",
+    "curiosity_weight": "intrinsic.curiosity.weight",
+    "intrinsic_lr": "intrinsic.optimizer.rate",
     "precision": "agent.precision",
     "compile": "agent.compile",
     "gradient_checkpointing": "world.gradient_checkpointing",

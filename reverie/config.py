@@ -22,6 +22,7 @@ from reverie.agent import AgentOptions
 from reverie.aliases import FLAT, RENAMED
 from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.hierarchy import HierarchyOptions
+from reverie.behavior.intrinsic import IntrinsicOptions
 from reverie.env import EnvOptions
 from reverie.errors import ConfigError
 from reverie.learned_rates import MetaOptions
@@ -120,6 +121,7 @@ class Config(Options):
     world: WorldOptions = WorldOptions()
     behavior: BehaviorOptions = BehaviorOptions()
     hierarchy: HierarchyOptions = HierarchyOptions()
+    intrinsic: IntrinsicOptions = IntrinsicOptions()
     agent: AgentOptions = AgentOptions()
     meta: MetaOptions = MetaOptions()
     logger: LoggerOptions = LoggerOptions()
@@ -132,6 +134,7 @@ class Config(Options):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         self._has_no_immense_number()
+        self.intrinsic.refuse_unused()
         replay, starts = self.replay, self.agent.starts
         needed = replay.least_capacity(self.env.envs)
         if replay.capacity < needed:

@@ -249,6 +249,11 @@ class Batch:
         return Batch(**{field.name: changed(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
+Walk = Callable[[Latent, Tensor, Tensor], tuple[Latent, Tensor]]
+"""One step of a dream: states [N, ...], actions [N, A] and uniform numbers [N, S] give the next states, and how likely
+[N] the episode goes on from each."""
+
+
 @dataclass(frozen=True)
 class Explained:
     """What the world model made of a batch, without gradient: what motives learn from."""
@@ -256,6 +261,8 @@ class Explained:
     latent: Latent
     tokens: Float[Tensor, "B T E"]
     """What was observed, encoded, and nothing of what preceded it."""
+    walk: Walk
+    """How the world model goes on from any state."""
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from reverie.agent import Agent, AgentOptions
+from reverie.agent import NO_INTRINSIC, Agent, AgentOptions
 from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions, ReplayValue, Targets
 from reverie.behavior.build import build, default_streams
 from reverie.behavior.hierarchy import Hierarchy, HierarchyOptions
+from reverie.behavior.intrinsic import IntrinsicOptions
 from reverie.behavior.ppo import improve
 from reverie.behavior.streams import Stream
 from reverie.learned_rates import FIXED, MetaOptions
@@ -85,6 +86,7 @@ def make_agent(
     seed: int = 0,
     device: str = "cpu",
     meta: MetaOptions = FIXED,
+    intrinsic: IntrinsicOptions = NO_INTRINSIC,
     **options: Any,
 ) -> Agent:
     """``optimizer`` trains every group; ``options`` are of the agent."""
@@ -94,7 +96,7 @@ def make_agent(
     hierarchy = hierarchy.model_copy(update={"goal_optimizer": policy})
     spaces = (dict(observation), action)
     chosen = AgentOptions(**groups | options), SMALL, behavior, hierarchy
-    return Agent(*chosen, spaces, torch.device(device), seed, meta)
+    return Agent(*chosen, spaces, torch.device(device), seed, meta, intrinsic)
 
 
 def shake(module: nn.Module, size: float = 0.1, seed: int = 0) -> None:
@@ -154,7 +156,8 @@ NO_BATCH = Batch(
 def explained(deter: Tensor) -> Explained:
     """Replayed states of which nothing is known but ``deter`` [..., D]."""
     none = deter.new_zeros(*deter.shape[:-1], 0, 0)
-    return Explained(Latent(deter, none, none), torch.zeros(1, 1, 0))
+    latent = Latent(deter, none, none)
+    return Explained(latent, torch.zeros(1, 1, 0), lambda *step: (latent, torch.ones(1)))
 
 
 def dream_starts(world: MultimodalWorldModel) -> Latent:

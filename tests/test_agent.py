@@ -15,11 +15,12 @@ import reverie.agent
 from reverie import learned_rates, native
 from reverie.agent import Agent
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
+from reverie.behavior.intrinsic import IntrinsicOptions, PayOptions
 from reverie.behavior.ppo import Means
 from reverie.behavior.streams import Stream
 from reverie.errors import StoredDataError
 from reverie.imagine import imagine
-from reverie.learned_rates import FIXED, MetaOptions, RateOptions
+from reverie.learned_rates import MetaOptions, RateOptions
 from reverie.optim import OptimizerOptions
 from reverie.run import checkpoint
 from reverie.types import ActionPart, Batch, ObservationSpec
@@ -208,12 +209,18 @@ class Waits(TorchDispatchMode):
 LEARNED = MetaOptions(enabled=True, warmup=0)
 
 
-@pytest.mark.parametrize(("hierarchy", "meta"), [(FLAT, FIXED), (PLANNED, FIXED), (PLANNED, LEARNED)])
-def test_learning_never_waits_for_the_device(hierarchy, meta, monkeypatch):
+CURIOUS = IntrinsicOptions(curiosity=PayOptions(kind="icm"), every=1)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"hierarchy": PLANNED}, {"hierarchy": PLANNED, "meta": LEARNED}, {"intrinsic": CURIOUS}],
+)
+def test_learning_never_waits_for_the_device(changes, monkeypatch):
     monkeypatch.setattr(native, "_enabled", frozenset())
     monkeypatch.setattr(Means, "wants", lambda *arguments: True)  # as on a GPU
     monkeypatch.setattr(learned_rates, "may_ask", lambda flag: False)
-    agent = make_agent(IMAGE | VECTORS, behavior=PASSES, hierarchy=hierarchy, meta=meta)
+    agent = make_agent(IMAGE | VECTORS, behavior=PASSES, **changes)
     batch = make_batch(agent.world)
     with Waits() as waits:
         agent.learn(batch)

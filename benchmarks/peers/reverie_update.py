@@ -18,7 +18,9 @@ def make_agent(task: clock.Task) -> Agent:
     observation = {"observation": ObservationSpec(tuple(observed["shape"]), observed["dtype"])}
     spaces = observation, (ActionPart("action", task["actions"], True),)
     device = choose_device(chosen.run.device)
-    return Agent(chosen.agent, chosen.world, chosen.behavior, chosen.hierarchy, spaces, device)
+    return Agent(
+        chosen.agent, chosen.world, chosen.behavior, chosen.hierarchy, spaces, device, intrinsic=chosen.intrinsic
+    )
 
 
 def make_observation(task: clock.Task, *batch: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.behavior.behavior import Behavior
@@ -15,12 +16,14 @@ from reverie.nets.distributions import ActionDistribution
 from reverie.types import ActionSpec
 
 
-def default_streams(options: BehaviorOptions, hierarchy: HierarchyOptions) -> dict[str, dict[str, Stream]]:
-    """What each level is paid for, by the names of level and stream."""
+def default_streams(
+    options: BehaviorOptions, hierarchy: HierarchyOptions, intrinsic: Mapping[str, Stream] = MappingProxyType({})
+) -> dict[str, dict[str, Stream]]:
+    """What each level is paid for, by the names of level and stream; ``intrinsic`` for whoever chooses where to go."""
     alone, balanced = options.return_floor or 1.0, options.return_floor or SMALL_SPREAD
     task = Stream(options.task_weight, options.horizon, floor=alone)
     if not hierarchy.enabled:
-        return {"policy": {TASK: task}}
+        return {"policy": {TASK: task, **intrinsic}}
     task, shared = replace(task, floor=balanced), PRESETS[hierarchy.preset].task
     manager, worker = {TASK: task}, {TASK: task} if shared else {}
     if hierarchy.novelty_weight:
@@ -28,7 +31,7 @@ def default_streams(options: BehaviorOptions, hierarchy: HierarchyOptions) -> di
     if hierarchy.goal_weight:
         goal = Stream(hierarchy.goal_weight, hierarchy.goal_horizon, ends_with_goal=True)
         worker["goal"] = replace(goal, floor=balanced if shared else alone)
-    return {"manager": manager, "worker": worker}
+    return {"manager": {**manager, **intrinsic}, "worker": worker}
 
 
 SMALL_SPREAD = 0.05

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Set
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from reverie.behavior.motive import Motive
@@ -123,9 +123,10 @@ class AutoencoderGoals(GoalSpace):
             "goals/perplexity": perplexity(usage),
         }
 
-    def adapt(self, seen: Metrics) -> None:
-        super().adapt(seen)
-        self.beta.copy_(adapt(self.beta, seen["goals/kl"] / self.nats, *BETA))
+    def adapt(self, seen: Metrics, learned: Bool[Tensor, ""]) -> None:
+        super().adapt(seen, learned)
+        adapted = adapt(self.beta, seen["goals/kl"] / self.nats, *BETA)
+        self.beta.copy_(torch.where(learned, adapted, self.beta))
 
 
 BETA = 1e-5, 1.0

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from reverie.optim import OptimizerOptions, PolicyOptimizerOptions
+from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
 from reverie.types import Batch, Dream, Explained, Metrics
 
 
@@ -21,10 +22,13 @@ class Motive(nn.Module, ABC):
     """
 
     updates: Tensor
+    every: int = 1
+    """It learns at one of so many updates of the agent."""
 
     def __init__(self, optimizer: OptimizerOptions | None = None):
         super().__init__()
         self.optimizer = optimizer or PolicyOptimizerOptions()
+        self.calls, self.found = 0, dict[str, Tensor]()
         self.register_buffer("updates", torch.zeros(()))
 
     @abstractmethod
@@ -35,8 +39,35 @@ class Motive(nn.Module, ABC):
     def loss(
         self, explained: Explained, batch: Batch, dream: Dream, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
-        """One number for each state that it learned from, replayed or imagined; and what was seen on the way."""
+        """One number for each state that it learned from, replayed or imagined, or their mean.
 
-    def adapt(self, seen: Metrics) -> None:
-        """Moves its controllers by what the loss saw; once after every step of its optimizer."""
-        self.updates += 1
+        Beside it what was seen on the way, always by the same names.
+        """
+
+    def learn(
+        self, optimizer: Optimizer, explained: Explained, batch: Batch, dream: Dream, generator: torch.Generator
+    ) -> Metrics:
+        """Learns, if it is its turn, and returns what was found when it last did. Once per update of the agent."""
+        if self.calls % self.every == 0:
+            loss, seen = self.loss(explained, batch, dream, generator)
+            moved = optimizer.step({optimizer.name: loss})
+            self.adapt(seen, moved[f"{optimizer.name}/skipped"] == 0)
+            self.found = moved | seen
+        self.calls += 1
+        return dict(self.found)
+
+    def progress(self) -> dict[str, Any]:
+        """What `learn` goes on from, beside tensors of the module, in plain numbers."""
+        return {"calls": self.calls, "found": {name: float(number) for name, number in self.found.items()}}
+
+    def load_progress(self, state: Mapping[str, Any]) -> None:
+        """Takes over what `progress` returned."""
+        self.calls = state["calls"]
+        self.found = {name: self.updates.new_tensor(number) for name, number in state["found"].items()}
+
+    def adapt(self, seen: Metrics, learned: Bool[Tensor, ""]) -> None:
+        """Moves its controllers by what the loss saw, after every step of its optimizer.
+
+        Nothing moves where nothing was ``learned``, because the gradient was not finite.
+        """
+        self.updates += learned

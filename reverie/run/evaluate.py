@@ -216,6 +216,7 @@ def restore_agent(
     values |= {} if plugins is None else {"env.plugins": plugins}
     config = configuration.build(configuration.adopt(config.model_dump(mode="json"), str(path), (), values, trust))
     set_up(config.run.threads, config.run.kernels)
-    agent = Agent(config.agent, config.world, config.behavior, config.hierarchy, spaces_of(config.env), chosen)
+    options = config.agent, config.world, config.behavior, config.hierarchy
+    agent = Agent(*options, spaces_of(config.env), chosen, intrinsic=config.intrinsic)
     agent.restore_model(state)
     return agent, config

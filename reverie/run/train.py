@@ -81,7 +81,7 @@ class DreamerV3Trainer:
             refuse_occupied(self.folder)
         spaces = self.envs.observation, self.envs.action
         parts = config.agent, config.world, config.behavior, config.hierarchy
-        self.agent = Agent(*parts, spaces, device, run.seed, config.meta)
+        self.agent = Agent(*parts, spaces, device, run.seed, config.meta, config.intrinsic)
         updates = float(run.steps * config.updates_per_step)
         self.agent.compiles = compilation.repays(config.agent.compile, device, updates)
         self.compiling = self.agent.compiles

@@ -119,8 +119,8 @@ class MultimodalWorldModel(nn.Module):
         self.loss_scales = {key: group.config.loss_scale for group in groups.values() for key in group.keys}
         self.encoders = nn.ModuleDict({name: group.encoder(sizes) for name, group in groups.items()})
         self.decoders = nn.ModuleDict({name: group.decoder(sizes) for name, group in groups.items()})
-        tokens = sum(int(encoder.width) for encoder in self.encoders.values())  # type: ignore[arg-type]
-        self.rssm = RSSM(tokens, action_width(action), sizes, options.unimix)
+        self.tokens = sum(int(encoder.width) for encoder in self.encoders.values())  # type: ignore[arg-type]
+        self.rssm = RSSM(self.tokens, action_width(action), sizes, options.unimix)
         self.reward_head = MLP(sizes.features, sizes.units, 1, sizes.bins, scale=0.0)
         self.continue_head = MLP(sizes.features, sizes.units, 1, 1)
         self.register_buffer("bins", two_hot_bins(sizes.bins), persistent=False)
@@ -226,6 +226,14 @@ class MultimodalWorldModel(nn.Module):
         apply its own; where the head overshoots its target the result exceeds one by at most 1/(horizon - 1).
         """
         return torch.sigmoid(self.continue_head(features).squeeze(-1)) / self.discount
+
+    @torch.no_grad()
+    def walk(
+        self, latent: Latent, action: Float[Tensor, "N A"], uniform: Float[Tensor, "N S"]
+    ) -> tuple[Latent, Float[Tensor, "N"]]:
+        """One step from every state, and how likely the episode goes on from where it leads."""
+        following = self.rssm.prior_step()(latent, action, uniform)
+        return following, self.continues(following.features)
 
     def prior_mode(self, deter: Float[Tensor, "*batch D"]) -> Latent:
         """The latent that a deterministic state most likely stands for."""

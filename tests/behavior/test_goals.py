@@ -68,7 +68,7 @@ def test_beta_weighs_the_nats():
 def test_beta_follows_the_nats_up_to_one(before, nats, after):
     goals = AutoencoderGoals(4, 4, "max_cosine", 10.0)
     goals.beta.fill_(before)
-    goals.adapt({"goals/kl": torch.tensor(nats)})
+    goals.adapt({"goals/kl": torch.tensor(nats)}, torch.tensor(True))
     close(goals.beta, after)
 
 

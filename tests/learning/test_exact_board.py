@@ -140,7 +140,7 @@ def train(behavior: Behavior) -> int:
         if goals and painter:
             loss, metrics = goals.loss(explained(starts.deter), NO_BATCH, dream, generator)
             painter.step({"goals": loss})
-            goals.adapt(metrics)
+            goals.adapt(metrics, torch.tensor(True))
     return successes
 
 

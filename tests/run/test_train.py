@@ -18,6 +18,7 @@ import torch
 from reverie import config as configuration
 from reverie import native
 from reverie.agent import Agent
+from reverie.behavior.intrinsic import INTRINSIC
 from reverie.config import Config
 from reverie.env import ENVIRONMENTS
 from reverie.errors import ReverieError, StoredDataError
@@ -118,8 +119,9 @@ ELSEWHERE = {"seconds", "directory", "config", "replay", "metrics"}
         {"behavior": {"epochs": 1, "minibatches": 1}},
         {"behavior": {"epochs": 2, "minibatches": 2}},
         MANAGED | {"meta": {"enabled": True, "warmup": 2}},
+        *[{"intrinsic": {"curiosity": {"kind": kind, "warmup": 2}}} for kind in INTRINSIC],
     ],
-    ids=["published", "ppo", "hierarchy_with_learned_rates"],
+    ids=["published", "ppo", "hierarchy_with_learned_rates", *INTRINSIC],
 )
 def test_a_resumed_run_ends_with_the_same_bits_as_an_uninterrupted_one(tmp_path, changes):
     DreamerV3Trainer(make_config(tmp_path / "whole", **changes)).train()

@@ -1,0 +1,164 @@
+"""Rewards that an agent makes for itself: what is new to it, and what lets it choose.
+
+Each gives raw numbers in dreams and learns from replay beside the world model (`reward`). All see by the same features
+(`sight`). What they count for is a matter of their streams.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Set
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from reverie.behavior.intrinsic.icm import Icm, IcmOptions
+from reverie.behavior.intrinsic.reward import IntrinsicReward
+from reverie.behavior.intrinsic.sight import Setting, Sight
+from reverie.behavior.motive import Motive
+from reverie.behavior.streams import CONSTANT, Schedule, Stream
+from reverie.errors import ConfigError
+from reverie.optim import PolicyOptimizerOptions
+from reverie.types import ActionSpec, Batch, Dream, Explained, Metrics, Options
+
+NONE = "none"
+"""In place of an intrinsic reward."""
+
+
+class IntrinsicOptimizerOptions(PolicyOptimizerOptions):
+    """How intrinsic rewards are trained, all together."""
+
+    rate: float = Field(default=3e-4, ge=0)
+    """Learning rate after warm-up."""
+    clip: float = Field(default=100.0, ge=0)
+    """The group's gradient norm is clipped to this; 0 turns it off."""
+    eps: float = Field(default=1e-8, gt=0)
+    """Added to the root of the averaged square."""
+
+
+class PayOptions(Options):
+    """What an intrinsic reward counts for: for the manager where there is one, else for the level that acts."""
+
+    kind: str = NONE
+    """Which one of `INTRINSIC`; `none` for nothing."""
+    weight: float = Field(default=0.1, ge=0)
+    """Weight of its advantages, which are over the spread of its returns. With 0 it is learned and shown alone."""
+    horizon: float = Field(default=100, gt=1)
+    """Discount, as an effective number of steps."""
+    episodic: bool = False
+    """Whether nothing is expected after an episode's end: then ending costs what there would have been to find."""
+    clip: float | None = Field(default=None, gt=0)
+    """Largest reward; left out, any."""
+    floor: float = Field(default=0.05, gt=0)
+    """Least spread of returns that its advantages are divided by."""
+    warmup: int = Field(default=200, ge=1)
+    """Updates that it learns for before it pays anything."""
+    schedule: Schedule = CONSTANT
+    """How its weight changes."""
+
+
+class IntrinsicOptions(Options):
+    """Rewards that the agent makes for itself."""
+
+    curiosity: PayOptions = PayOptions()
+    """What is new: `icm`."""
+    optimizer: IntrinsicOptimizerOptions = IntrinsicOptimizerOptions()
+    """How they are trained, all together."""
+    every: int = Field(default=2, ge=1, le=1000)
+    """They learn at one of so many updates, and pay at all."""
+    features: int = Field(default=64, ge=2, le=65536)
+    """Width of the features of an observation."""
+    units: int | None = Field(default=None, ge=1, le=65536)
+    """Width of hidden layers; left out, that of the world model's."""
+    icm: IcmOptions = IcmOptions()
+    """The intrinsic curiosity module."""
+
+    @property
+    def pay(self) -> dict[str, PayOptions]:
+        """By the names of their streams, those that there are."""
+        return {name: pay for name, pay in self._all.items() if pay.kind != NONE}
+
+    @property
+    def streams(self) -> dict[str, Stream]:
+        """What whoever explores is paid for."""
+        return {
+            name: Stream(
+                pay.weight,
+                pay.horizon,
+                episodic=pay.episodic,
+                floor=pay.floor,
+                silent=True,
+                schedule=pay.schedule,
+            )
+            for name, pay in self.pay.items()
+        }
+
+    @property
+    def _all(self) -> dict[str, PayOptions]:
+        return {"curiosity": self.curiosity}
+
+    @model_validator(mode="after")
+    def _is_known(self) -> IntrinsicOptions:
+        for name, pay in self._all.items():
+            if pay.kind not in (NONE, *INTRINSIC):
+                known = ", ".join([NONE, *INTRINSIC])
+                raise ConfigError(f"intrinsic.{name}.kind = {pay.kind!r} is unknown; choose among {known}")
+        return self
+
+    def refuse_unused(self) -> None:
+        """Raises ConfigError where something was chosen for a reward that is not there."""
+        for name, pay in self._all.items():
+            changed = [key for key, value in pay if value != type(pay).model_fields[key].default]
+            if pay.kind == NONE and changed:
+                raise ConfigError(
+                    f"intrinsic.{name}.{changed[0]} = {getattr(pay, changed[0])}: is not used while "
+                    f"intrinsic.{name}.kind = none; choose that among {', '.join(INTRINSIC)}"
+                )
+
+
+class Intrinsic(Motive):
+    """All intrinsic rewards of an agent, over one `Sight`. Each has a stream, and pays nothing before its warm-up."""
+
+    def __init__(self, options: IntrinsicOptions, tokens: int, setting: Setting):
+        super().__init__(options.optimizer)
+        self.options, self.every = options, options.every
+        self.sight = Sight(tokens, setting)
+        self.sources = nn.ModuleDict({name: INTRINSIC[pay.kind](options, setting) for name, pay in options.pay.items()})
+
+    @torch.no_grad()
+    def rewards(self, dream: Dream, wanted: Set[str]) -> dict[str, Float[Tensor, "N H"]]:
+        outcome, rewards = self.sight.expect(dream.latent.features), {}
+        for name, pay in self.options.pay.items():
+            raw = self.sources[name].reward(dream, outcome).clamp(max=pay.clip or math.inf)  # type: ignore[operator]
+            rewards[name] = torch.where(self.updates >= pay.warmup, raw, 0.0)
+        return rewards
+
+    def loss(
+        self, explained: Explained, batch: Batch, dream: Dream, generator: torch.Generator
+    ) -> tuple[Tensor, Metrics]:
+        """The sum of all losses, one number."""
+        loss, seen, metrics = self.sight.loss(explained, batch, 1.0 - self.options.icm.beta, generator)
+        for source in self.sources.values():
+            more, found = source.loss(seen, generator)  # type: ignore[operator]
+            loss, metrics = loss + more, metrics | found
+        return loss, {f"intrinsic/{name}": number for name, number in metrics.items()}
+
+
+INTRINSIC: dict[str, Callable[[IntrinsicOptions, Setting], IntrinsicReward]] = {
+    "icm": lambda options, setting: Icm(options.icm, setting),
+}
+"""Every intrinsic reward, by the name that `PayOptions.kind` chooses it by."""
+
+
+def build_intrinsic(
+    options: IntrinsicOptions, action: ActionSpec, *, tokens: int, features: int, units: int, bins: int
+) -> dict[str, Motive]:
+    """The motive that options ask for, by its name; nothing where they ask for none.
+
+    ``tokens`` is the width of encoded observations, ``features`` that of states, ``units`` that of the world model's
+    hidden layers, and ``bins`` the number of its two-hot bins.
+    """
+    setting = Setting(action, features, options.features, options.units or units, bins)
+    return {"intrinsic": Intrinsic(options, tokens, setting)} if options.pay else {}
