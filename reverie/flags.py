@@ -52,7 +52,7 @@ def add_config_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", metavar="FILE|PRESET", action="append", default=[],
                          help="a JSON file or a preset, or several: the later changes the earlier "
                          "(default: the preset `default`)")  # fmt: skip
-    command.add_argument("--multimodal", action="store_true", help="the preset `multimodal`: an image beside a vector")
+    command.add_argument("--multimodal", action="store_true", help="the preset `multimodal`: image, text and vector")
     command.add_argument("--env", help="environment: a Gymnasium id, suite/task, module:callable or module:id")
     add_code_flags(command)
     command.add_argument("--device", help="auto, cpu, cuda or cuda:<number>")

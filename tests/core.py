@@ -47,6 +47,11 @@ VECTORS = {
     "height": ObservationSpec((), "float32"),
     "velocity": ObservationSpec((5,), "float32"),
 }
+SENSES = {
+    "hear": ObservationSpec((64,), "int16", kind="audio", rate=8_000, optional=True),
+    "hear/present": ObservationSpec((), "bool", 2),
+    "say": ObservationSpec((6,), "uint8", kind="text"),
+}
 STEER = (ActionPart("steer", 2, False),)
 CHOICE = (ActionPart("choice", 3, True),)
 
@@ -115,8 +120,8 @@ def draw(observation: Mapping[str, ObservationSpec], shape: tuple[int, ...], see
         if spec.dtype == "float32":
             obs[key] = torch.randn(whole, generator=generator)
         else:
-            top = spec.classes or 256
-            obs[key] = torch.randint(top, whole, generator=generator).to(getattr(torch, spec.dtype))
+            numbers = torch.randint(spec.classes or 256, whole, generator=generator)
+            obs[key] = numbers.to(getattr(torch, spec.dtype))
     return obs
 
 

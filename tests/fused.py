@@ -16,8 +16,9 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 
 from reverie import compilation, native
+from reverie.world.modality import text
 from tests import core
-from tests.core import FLAT, IMAGE, PASSES, PLANNED, VECTORS, make_agent, make_batch, shake
+from tests.core import FLAT, IMAGE, PASSES, PLANNED, SENSES, VECTORS, make_agent, make_batch, shake
 from tests.test_agent import step_of
 
 
@@ -62,12 +63,13 @@ def main(
     lender = Lender()
     compilation.BACKEND = lender if backend == "lender" else backend
     native.use(kernels)
+    text.depends_on_data = lambda tensor: False  # compiled or not, as a compiler wants it
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     core.SMALL = core.SMALL.model_copy(update=world)
     hierarchy = PLANNED if backend == "lender" else FLAT
     options = {"behavior": PASSES, "hierarchy": hierarchy, "compile": "on", "device": device, **agent}
-    plain, fused = (make_agent(IMAGE | VECTORS, **options | changes) for changes in ({"compile": "off"}, {}))
+    plain, fused = (make_agent(IMAGE | VECTORS | SENSES, **options | changes) for changes in ({"compile": "off"}, {}))
     shake(plain), shake(fused)
     batch = make_batch(plain.world)
     expected, _ = plain.learn(batch)

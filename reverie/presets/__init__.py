@@ -34,7 +34,7 @@ PRESETS = {
     "ladder/a8_frozen": "an arm: a manager that does not learn",
     "lunarlander": "LunarLander-v3, which takes longer than the other small tasks",
     "minigrid": "MiniGrid's rooms with doors and keys, as symbols",
-    "multimodal": "a MiniGrid room as a picture beside a vector",
+    "multimodal": "a MiniGrid room as a picture and a text, beside a vector",
     "pendulum": "Pendulum-v1, a small task with continuous actions",
     "pinpad": "boards of pads to be touched in one order",
     "pinpad_sweep": "a sweep of how goals and returns are weighed on the pads",

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from reverie.errors import ConfigError
 from reverie.types import Latent, ObservationSpec
+from reverie.world.modality.audio import AudioDecoder, AudioEncoder
 from reverie.world.modality.config import ModalityConfig, ModalityOptions
 from reverie.world.modality.image import ImageDecoder, ImageEncoder
+from reverie.world.modality.text import TextDecoder, TextEncoder
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder
 from reverie.world.sizes import Sizes
 
@@ -54,16 +56,28 @@ def is_image(spec: ObservationSpec) -> bool:
     return spec.dtype == "uint8" and len(spec.shape) == 3
 
 
+def is_sound(spec: ObservationSpec) -> bool:
+    """Whether it has samples per second."""
+    return spec.rate > 0
+
+
 def is_anything(spec: ObservationSpec) -> bool:
     """Of anything a vector can be made."""
     return True
 
 
-ENCODERS: dict[str, type] = {"image": ImageEncoder, "vector": VectorEncoder}
-DECODERS: dict[str, type] = {"image": ImageDecoder, "vector": VectorDecoder}
+def says_so(spec: ObservationSpec) -> bool:
+    """Only its kind tells: bytes may be anything."""
+    return False
+
+
+ENCODERS: dict[str, type] = {"image": ImageEncoder, "text": TextEncoder, "audio": AudioEncoder, "vector": VectorEncoder}
+DECODERS: dict[str, type] = {"image": ImageDecoder, "text": TextDecoder, "audio": AudioDecoder, "vector": VectorDecoder}
 MODALITY_CONFIGS: dict[str, ModalityConfig] = {
     "vector": ModalityConfig("vector", (779,), 0, "vector", "vector", claims=is_anything),
     "image": ModalityConfig("image", (3, 64, 64), 0, "image", "image", "uint8", claims=is_image),
+    "audio": ModalityConfig("audio", (1, 16_000), 0, "audio", "audio", claims=is_sound),
+    "text": ModalityConfig("text", (512,), 0, "text", "text", "uint8", claims=says_so),
 }
 
 

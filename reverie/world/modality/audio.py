@@ -1,0 +1,150 @@
+"""Sound: a one-dimensional CNN over a mel spectrogram, or over the samples themselves, and one that draws it back.
+
+What is predicted is what is read. The samples of a tone with a random phase cannot be predicted, but its spectrogram
+can: so that is the default, and samples are for short sounds that are always the same.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Shaped
+from pydantic import Field
+from torch import Tensor, nn
+
+from reverie.errors import ConfigError
+from reverie.nets.layers import MLP, NormSiLU, initialise
+from reverie.types import ObservationSpec, Options
+from reverie.world.modality.config import ModalityConfig
+from reverie.world.modality.each import EachDecoder, EachEncoder
+from reverie.world.modality.sound import MelSpectrogram, from_waveform, to_waveform
+from reverie.world.sizes import Sizes
+
+LONGEST_WAVEFORM = 1_600
+"""Samples that are read one by one; more would cost seconds per update."""
+
+SHORTEST = 8
+"""Steps in time at which the CNN stops to halve."""
+
+
+class AudioOptions(Options):
+    """How sound is read and predicted."""
+
+    representation: Literal["mel", "waveform"] = "mel"
+    """A mel spectrogram, or up to 1,600 samples as they are."""
+    rate: float = Field(default=16_000, gt=0, le=1e9)
+    """Samples per second, where the observation does not say."""
+    bands: int = Field(default=40, ge=4, le=512)
+    """Of the spectrogram."""
+    window: float = Field(default=0.032, gt=0, le=10)
+    """Seconds of each of its windows, about; half of one lies between two."""
+
+
+class Sound(nn.Module):
+    """What reading and drawing share: a sound as channels over time, and how often time is shortened."""
+
+    def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
+        super().__init__()
+        options = config.read(AudioOptions)
+        if len(spec.shape) not in (1, 2) or spec.shape[-1] < spec.shape[0] or spec.classes:
+            raise ConfigError(f"a sound is [samples] or [channels, samples], not {spec}; say with env.kinds what it is")
+        self.shape, self.dtype, self.channels = spec.shape, spec.dtype, math.prod(spec.shape[:-1])
+        samples, rate = spec.shape[-1], spec.rate or options.rate
+        self.mel, self.rows, self.length, self.stride = None, self.channels, samples, 4
+        if options.representation == "mel":
+            window = 2 ** round(math.log2(max(4.0, min(samples, options.window * rate))))
+            self.mel = MelSpectrogram(samples, rate, options.bands, window)
+            self.rows, self.length, self.stride = self.channels * options.bands, self.mel.frames, 2
+        elif samples > LONGEST_WAVEFORM:
+            raise ConfigError(f"world.modalities.{config.name}.options.representation = waveform: for at most "
+                              f"{LONGEST_WAVEFORM} samples, not {samples}; choose mel")  # fmt: skip
+        self.stages = max(0, math.ceil(math.log(self.length / SHORTEST, self.stride)))
+        self.start = math.ceil(self.length / self.stride**self.stages)
+
+    def represent(self, samples: Shaped[Tensor, "..."]) -> Float[Tensor, "N rows T"]:
+        """What the networks read and predict, of sounds [*batch, *shape]."""
+        waveform = to_waveform(samples, self.dtype).reshape(-1, self.channels, self.shape[-1])
+        if self.mel is None:
+            return waveform
+        with torch.autocast(samples.device.type, enabled=False):
+            return self.mel(waveform.flatten(0, 1)).unflatten(0, (-1, self.channels)).flatten(1, 2)
+
+
+class TimeNormSiLU(NormSiLU):
+    """`NormSiLU` over the channels of [N, C, T]."""
+
+    def forward(self, x: Float[Tensor, "N C T"]) -> Float[Tensor, "N C T"]:
+        return super().forward(x.transpose(1, 2)).transpose(1, 2)
+
+
+class AudioReader(Sound):
+    """Convolutions that shorten time, then one layer over what is left of it."""
+
+    def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
+        super().__init__(spec, sizes, config)
+        self.width, layers, inputs = config.embed_dim, [], self.rows
+        for _ in range(self.stages):
+            convolution = nn.Conv1d(inputs, sizes.units, 2 * self.stride, self.stride, padding=self.stride // 2)
+            layers += [initialised(convolution, 2 * self.stride * inputs), TimeNormSiLU(sizes.units)]
+            inputs = sizes.units
+        self.convolutions = nn.Sequential(*layers)
+        self.output = MLP(inputs * self.start, self.width, 1)
+
+    def forward(self, samples: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch E"]:
+        x = self.represent(samples)
+        x = nn.functional.pad(x, (0, self.start * self.stride**self.stages - self.length))
+        batch = samples.shape[: samples.ndim - len(self.shape)]
+        return self.output(self.convolutions(x).flatten(1)).unflatten(0, batch)
+
+
+class AudioWriter(Sound):
+    """One layer that lays the latent out in time, then convolutions that lengthen it."""
+
+    def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
+        super().__init__(spec, sizes, config)
+        outputs = [sizes.units] * self.stages + [self.rows]
+        self.input = MLP(sizes.features, sizes.units, 1, outputs[0] * self.start)
+        layers: list[nn.Module] = []
+        for rows, following in itertools.pairwise(outputs):
+            convolution = nn.ConvTranspose1d(rows, following, 2 * self.stride, self.stride, padding=self.stride // 2)
+            layers += [TimeNormSiLU(rows), initialised(convolution, 2 * rows)]
+        self.convolutions = nn.Sequential(*layers)
+
+    def predict(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "N rows T"]:
+        x = self.input(features.flatten(0, -2)).unflatten(-1, (-1, self.start))
+        return self.convolutions(x)[..., : self.length].float()
+
+    def loss(self, features: Float[Tensor, "*batch F"], value: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch"]:
+        """Squared error summed over channels and time."""
+        error = self.predict(features) - self.represent(value)
+        return error.square().sum((-2, -1)).unflatten(0, features.shape[:-1])
+
+    def show(self, features: Float[Tensor, "*batch F"]) -> Shaped[Tensor, "..."]:
+        """Samples in the observation's dtype; those of a spectrogram have phases of their own."""
+        x = self.predict(features)
+        if self.mel is not None:
+            x = self.mel.inverse(x.unflatten(1, (self.channels, -1)).flatten(0, 1))
+        return from_waveform(x, self.dtype).reshape(*features.shape[:-1], *self.shape)
+
+
+def initialised(convolution: nn.Conv1d | nn.ConvTranspose1d, fan_in: int) -> nn.Module:
+    """The layer with the published initialisation."""
+    initialise(convolution.weight, fan_in)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution
+
+
+class AudioEncoder(EachEncoder):
+    """Hears every sound by itself."""
+
+    reader = AudioReader
+
+
+class AudioDecoder(EachDecoder):
+    """Predicts every sound by itself."""
+
+    writer = AudioWriter

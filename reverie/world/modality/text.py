@@ -1,0 +1,164 @@
+"""Text: a transformer reads patches of bytes, and another one writes all of them at once.
+
+A text is uint8 [*batch, L] of UTF-8, which a zero ends. The writer is told nothing of the right text, not even what
+stood before: so whatever it gets right is in the latent. The end is one more byte that it predicts.
+
+On a CPU, equal texts are read once, and bytes after the end are not predicted at all. How many there are depends on the
+data, so a compiled function and other devices do it for all, and count the same.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reverie.errors import ConfigError
+from reverie.nets.attention import Block, Norm
+from reverie.nets.layers import MLP, Linear
+from reverie.types import ObservationSpec, Options
+from reverie.world.modality.config import ModalityConfig
+from reverie.world.modality.each import EachDecoder, EachEncoder
+from reverie.world.sizes import Sizes
+
+BYTES = 256
+
+
+class TextOptions(Options):
+    """How text is read and written."""
+
+    patch: int = Field(default=4, ge=1, le=64)
+    """Bytes that make one token of the transformer; 8 for texts of hundreds of bytes."""
+    layers: int = Field(default=1, ge=1, le=16)
+    """Blocks of each transformer."""
+    width: int | None = Field(default=None, ge=1, le=65536)
+    """Of the transformers' tokens; null: as the world model's layers."""
+    heads: int = Field(default=4, ge=1, le=256)
+    """Of each attention; they must divide the width."""
+
+
+class Patches(nn.Module):
+    """What reading and writing share: how a text of this length is cut, and a transformer over the pieces."""
+
+    def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
+        super().__init__()
+        options = config.read(TextOptions)
+        if spec.dtype != "uint8" or len(spec.shape) != 1:
+            raise ConfigError(f"text is uint8 of one axis, not {spec}; say with env.kinds what it is")
+        self.length, self.size = spec.shape[0], options.patch
+        self.count = -(-self.length // self.size)
+        self.channels = options.width or sizes.units
+        if self.channels % options.heads:
+            raise ConfigError(f"world.modalities.{config.name}.options.heads = {options.heads}: should divide the "
+                              f"width {self.channels}")  # fmt: skip
+        self.blocks = nn.ModuleList(Block(self.channels, options.heads) for _ in range(options.layers))
+
+    def cut(self, text: UInt8[Tensor, "N L"]) -> Int[Tensor, "N P p"]:
+        """The bytes in patches; zeros fill the last one, and whatever stands after the end."""
+        filled = F.pad(upto_end(text), (0, self.count * self.size - self.length))
+        return filled.long().unflatten(-1, (self.count, self.size))
+
+
+class TextReader(Patches):
+    """The token of a text: what a first, empty patch has become."""
+
+    def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
+        super().__init__(spec, sizes, config)
+        self.width = config.embed_dim
+        self.bytes = nn.Embedding(self.size * BYTES, self.channels)  # at each place in a patch, a byte has its own
+        nn.init.normal_(self.bytes.weight, std=self.size**-0.5)
+        self.places = nn.Parameter(torch.zeros(1 + self.count, self.channels))
+        nn.init.normal_(self.places)
+        self.output = nn.Sequential(Norm(self.channels), MLP(self.channels, self.width, 1))
+
+    def forward(self, text: UInt8[Tensor, "*batch L"]) -> Float[Tensor, "*batch E"]:
+        rows = text.flatten(0, -2)
+        if depends_on_data(rows):
+            rows, place = torch.unique(rows, dim=0, return_inverse=True)
+            patches = self.cut(rows)
+            longest = int(patches.any(-1).any(0).sum())
+            tokens = F.embedding(place, self.read(patches[:, :longest]))  # its gradient is summed in order
+        else:
+            tokens = self.read(self.cut(rows))
+        return tokens.unflatten(0, text.shape[:-1])
+
+    def read(self, patches: Int[Tensor, "N P p"]) -> Float[Tensor, "N E"]:
+        said = patches.any(-1)
+        place_in_patch = BYTES * torch.arange(self.size, device=patches.device)
+        x = F.pad(self.bytes(patches + place_in_patch).sum(-2), (0, 0, 1, 0))
+        x = x + self.places[: x.shape[1]]
+        seen = F.pad(said, (1, 0), value=True)[:, None].expand(-1, x.shape[1], -1)
+        for block in self.blocks:
+            x = block(x, seen)
+        return self.output(x[:, 0])
+
+
+class TextWriter(Patches):
+    """All bytes of a text up to its end, from features [*batch, F]."""
+
+    def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
+        super().__init__(spec, sizes, config)
+        self.input = MLP(sizes.features, sizes.units, 1, self.count * self.channels)
+        self.norm = Norm(self.channels)
+        self.output = Linear(self.channels, self.size * BYTES)
+
+    def draft(self, features: Float[Tensor, "N F"], patches: int) -> Float[Tensor, "N P W"]:
+        """The first patches of what will be written; as none sees a later one, the rest may be left out."""
+        x = self.input(features).unflatten(-1, (self.count, self.channels))[:, :patches]
+        seen = torch.ones(patches, patches, dtype=torch.bool, device=x.device).tril()
+        for block in self.blocks:
+            x = block(x, seen)
+        return self.norm(x)
+
+    def loss(self, features: Float[Tensor, "*batch F"], value: UInt8[Tensor, "*batch L"]) -> Float[Tensor, "*batch"]:
+        """Cross-entropy summed over the bytes of the text and its end."""
+        target = self.cut(value.flatten(0, -2))
+        counted = F.pad(target.flatten(1)[:, :-1] != 0, (1, 0), value=True)  # up to the first zero
+        counted = (counted & (torch.arange(counted.shape[1], device=value.device) < self.length)).view(target.shape)
+        if depends_on_data(value):
+            used = counted.any(-1)
+            longest = int(used.any(0).sum())
+            used, target, counted = used[:, :longest], target[:, :longest], counted[:, :longest]
+            chosen = used.flatten().nonzero().squeeze(-1)
+            draft = self.draft(features.flatten(0, -2), longest).flatten(0, 1).index_select(0, chosen)
+            nats = self.surprise(draft, target.flatten(0, 1)[chosen]) * counted.flatten(0, 1)[chosen]
+            nats = nats.new_zeros(used.numel()).index_copy(0, chosen, nats.sum(-1)).view(used.shape).sum(-1)
+        else:
+            draft = self.draft(features.flatten(0, -2), self.count)
+            nats = (self.surprise(draft, target) * counted).sum((-2, -1))
+        return nats.unflatten(0, value.shape[:-1])
+
+    def surprise(self, draft: Float[Tensor, "*M W"], target: Int[Tensor, "*M p"]) -> Float[Tensor, "*M p"]:
+        """The cross-entropy of each byte."""
+        logits = self.output(draft).float().view(-1, BYTES)
+        return F.cross_entropy(logits, target.flatten(), reduction="none").view(target.shape)
+
+    def show(self, features: Float[Tensor, "*batch F"]) -> UInt8[Tensor, "*batch L"]:
+        """The likeliest byte at each place, up to the end."""
+        logits = self.output(self.draft(features.flatten(0, -2), self.count))
+        text = logits.view(-1, self.count * self.size, BYTES).argmax(-1)[:, : self.length].to(torch.uint8)
+        return upto_end(text).unflatten(0, features.shape[:-1])
+
+
+def upto_end(text: UInt8[Tensor, "N L"]) -> UInt8[Tensor, "N L"]:
+    """The bytes before the first zero, and zeros from there on."""
+    return text * (text != 0).to(text.dtype).cumprod(-1, dtype=text.dtype)
+
+
+def depends_on_data(tensor: Tensor) -> bool:
+    """Whether shapes may: not where a compiler wants them fixed, nor where asking would wait for the device."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+class TextEncoder(EachEncoder):
+    """Reads every text by itself."""
+
+    reader = TextReader
+
+
+class TextDecoder(EachDecoder):
+    """Writes every text by itself."""
+
+    writer = TextWriter
