@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reverie.behavior.intrinsic.icm import Icm, IcmOptions
 from reverie.behavior.intrinsic.reward import IntrinsicReward
+from reverie.behavior.intrinsic.rnd import Rnd
 from reverie.behavior.intrinsic.sight import Setting, Sight
 from reverie.behavior.motive import Motive
 from reverie.behavior.streams import CONSTANT, Schedule, Stream
@@ -63,7 +64,7 @@ class IntrinsicOptions(Options):
     """Rewards that the agent makes for itself."""
 
     curiosity: PayOptions = PayOptions()
-    """What is new: `icm`."""
+    """What is new: `icm`, `rnd`, or another one of `INTRINSIC`."""
     optimizer: IntrinsicOptimizerOptions = IntrinsicOptimizerOptions()
     """How they are trained, all together."""
     every: int = Field(default=2, ge=1, le=1000)
@@ -124,8 +125,9 @@ class Intrinsic(Motive):
     def __init__(self, options: IntrinsicOptions, tokens: int, setting: Setting):
         super().__init__(options.optimizer)
         self.options, self.every = options, options.every
+        sources = {name: INTRINSIC[pay.kind](options, setting) for name, pay in options.pay.items()}
         self.sight = Sight(tokens, setting)
-        self.sources = nn.ModuleDict({name: INTRINSIC[pay.kind](options, setting) for name, pay in options.pay.items()})
+        self.sources = nn.ModuleDict(sources)
 
     @torch.no_grad()
     def rewards(self, dream: Dream, wanted: Set[str]) -> dict[str, Float[Tensor, "N H"]]:
@@ -148,6 +150,7 @@ class Intrinsic(Motive):
 
 INTRINSIC: dict[str, Callable[[IntrinsicOptions, Setting], IntrinsicReward]] = {
     "icm": lambda options, setting: Icm(options.icm, setting),
+    "rnd": lambda options, setting: Rnd(setting),
 }
 """Every intrinsic reward, by the name that `PayOptions.kind` chooses it by."""
 
