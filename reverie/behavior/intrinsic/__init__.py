@@ -14,6 +14,7 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from reverie.behavior.intrinsic.disagreement import Disagreement, DisagreementOptions
 from reverie.behavior.intrinsic.icm import Icm, IcmOptions
 from reverie.behavior.intrinsic.reward import IntrinsicReward
 from reverie.behavior.intrinsic.rnd import Rnd
@@ -64,7 +65,7 @@ class IntrinsicOptions(Options):
     """Rewards that the agent makes for itself."""
 
     curiosity: PayOptions = PayOptions()
-    """What is new: `icm`, `rnd`, or another one of `INTRINSIC`."""
+    """What is new: `icm`, `rnd`, `disagreement`, or another one of `INTRINSIC`."""
     optimizer: IntrinsicOptimizerOptions = IntrinsicOptimizerOptions()
     """How they are trained, all together."""
     every: int = Field(default=2, ge=1, le=1000)
@@ -75,6 +76,8 @@ class IntrinsicOptions(Options):
     """Width of hidden layers; left out, that of the world model's."""
     icm: IcmOptions = IcmOptions()
     """The intrinsic curiosity module."""
+    disagreement: DisagreementOptions = DisagreementOptions()
+    """Several models of what comes next."""
 
     @property
     def pay(self) -> dict[str, PayOptions]:
@@ -126,7 +129,7 @@ class Intrinsic(Motive):
         super().__init__(options.optimizer)
         self.options, self.every = options, options.every
         sources = {name: INTRINSIC[pay.kind](options, setting) for name, pay in options.pay.items()}
-        self.sight = Sight(tokens, setting)
+        self.sight = Sight(tokens, setting, outcome=any(source.sees_outcome for source in sources.values()))
         self.sources = nn.ModuleDict(sources)
 
     @torch.no_grad()
@@ -151,6 +154,7 @@ class Intrinsic(Motive):
 INTRINSIC: dict[str, Callable[[IntrinsicOptions, Setting], IntrinsicReward]] = {
     "icm": lambda options, setting: Icm(options.icm, setting),
     "rnd": lambda options, setting: Rnd(setting),
+    "disagreement": lambda options, setting: Disagreement(options.disagreement, setting),
 }
 """Every intrinsic reward, by the name that `PayOptions.kind` chooses it by."""
 

@@ -18,6 +18,9 @@ class IntrinsicReward(nn.Module, ABC):
     The gradient of the loss reaches its own parameters, and those of `Sight` where it uses ``seen.phi`` as it is.
     """
 
+    sees_outcome: bool = True
+    """Whether it looks at what the states of a dream look like; where nobody does, `Sight` has no head for it."""
+
     @abstractmethod
     def loss(self, seen: Seen, generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
         """To be descended, and what was seen on the way: always the same names."""

@@ -70,12 +70,13 @@ class Sight(nn.Module):
     outcome head learns to know them from states of the world model, where there is no observation.
     """
 
-    def __init__(self, tokens: int, setting: Setting):
+    def __init__(self, tokens: int, setting: Setting, outcome: bool = True):
+        """Without ``outcome`` there is no such head, and what states look like has no width."""
         super().__init__()
         self.setting, units, width = setting, setting.units, setting.outcome
         self.encoder = MLP(tokens, units, 1, width)
         self.inverse = MLP(2 * width, units, 1, setting.width)
-        self.outcome = MLP(setting.features, units, 1, width)
+        self.outcome = MLP(setting.features, units, 1, width) if outcome else None
 
     def phi(self, tokens: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch V"]:
         """The features of encoded observations."""
@@ -84,7 +85,7 @@ class Sight(nn.Module):
     @torch.no_grad()
     def expect(self, features: Float[Tensor, "*batch F"]) -> Float[Tensor, "*batch V"]:
         """What states of the world model look like."""
-        return self.outcome(features)
+        return features[..., :0] if self.outcome is None else self.outcome(features)
 
     def loss(
         self, explained: Explained, batch: Batch, inverse_scale: float, generator: torch.Generator
@@ -100,15 +101,17 @@ class Sight(nn.Module):
             expect=self.expect,
             walk=explained.walk,
         )
-        outcome = self._outcome_loss(seen, taken, generator)
-        metrics = {"inverse_loss": inverse.detach(), "outcome_loss": outcome.detach()}
+        loss, metrics = inverse_scale * inverse, {"inverse_loss": inverse.detach()}
         if any(part.discrete for part in self.setting.action):
             hits = action_hits(guess.detach(), action, self.setting.action)
             metrics["inverse_accuracy"] = seen.pair_mean(hits)
-        return inverse_scale * inverse + outcome, seen, metrics
+        if self.outcome is not None:
+            outcome = self._outcome_loss(self.outcome, seen, taken, generator)
+            loss, metrics["outcome_loss"] = loss + outcome, outcome.detach()
+        return loss, seen, metrics
 
     def _outcome_loss(
-        self, seen: Seen, action: Float[Tensor, "B pairs A"], generator: torch.Generator
+        self, head: MLP, seen: Seen, action: Float[Tensor, "B pairs A"], generator: torch.Generator
     ) -> Float[Tensor, ""]:
         """Mean squared error of each feature, in states that saw their observation.
 
@@ -119,7 +122,7 @@ class Sight(nn.Module):
         before = Latent(*(field[:, some].flatten(0, 1) for field in seen.latent.fields))
         uniform = torch.rand(before.stoch.shape[:-1], generator=generator, device=action.device)
         after = seen.walk(before, action[:, ::WALKED].flatten(0, 1), uniform)[0].features
-        found = self.outcome(torch.cat([seen.latent.features.flatten(0, 1), after]))
+        found = head(torch.cat([seen.latent.features.flatten(0, 1), after]))
         here, there = found.split([target.shape[:2].numel(), len(after)])
         error = (here - target.flatten(0, 1)).square().mean()
         later = (there - target[:, 1:][:, ::WALKED].flatten(0, 1)).square().mean(-1)
