@@ -184,7 +184,12 @@ class TensorBoard:
             self._writer.add_scalar(name, value, step)
 
     def media(self, step: int, name: str, path: Path) -> None:
-        self._writer.add_text(name, str(path), step)
+        if path.suffix == ".png":
+            from matplotlib.image import imread  # whoever drew it has matplotlib
+
+            self._writer.add_image(name, imread(path)[..., :3], step, dataformats="HWC")
+        else:
+            self._writer.add_text(name, str(path), step)
 
     def close(self) -> None:
         self._writer.close()

@@ -23,7 +23,7 @@ from reverie.env import make_vector, repeats, spaces_of, with_mode
 from reverie.env.worker import summary
 from reverie.errors import EnvironmentFailure, StoredDataError
 from reverie.replay import SequenceReplayBuffer
-from reverie.run import checkpoint, video
+from reverie.run import checkpoint, rates, video
 from reverie.run.asynchronous import AsynchronousPlayer, sufficient_lead
 from reverie.run.checkpoint import DivergenceError
 from reverie.run.collect import Collector, Player
@@ -165,6 +165,8 @@ class DreamerV3Trainer:
             if self._summed:
                 self._log()
             self.save()
+        if self.config.meta.enabled and (path := rates.draw(self.folder)):
+            self.logger.media(self.step, "meta/rates", path)
         verb = "Stopped" if self.interruption.wished() else "Finished"
         log.info("%s at step %d; go on with --checkpoint %s", verb, self.step, self.checkpoints.latest)
         return self.interruption.exit_code
