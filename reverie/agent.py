@@ -26,7 +26,7 @@ from reverie.behavior.motive import Motive
 from reverie.behavior.ppo import improve
 from reverie.compatibility import check_sections, compare, describe, shapes
 from reverie.imagine import imagine
-from reverie.learned_rates import FIXED, MetaOptions, RateOptions
+from reverie.learned_rates import FIXED, LearnedRates, MetaOptions, RateOptions
 from reverie.nets.layers import output_rows
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
 from reverie.types import (
@@ -116,9 +116,11 @@ class Agent(nn.Module):
         }
         # Whatever a motive of its own draws, all else draws the same.
         self.generators |= {name: torch.Generator(device).manual_seed(MOTIVE_SEED + seed) for name in own}
-        self.optimizers = dict(self._optimizers(meta))
+        groups = list(self._optimizers(meta))
+        self.optimizers = {optimizer.name: optimizer for optimizer, _ in groups}
+        self.learned_rates = LearnedRates(self.optimizers, {optimizer.name: rates for optimizer, rates in groups}, meta)
 
-    def _optimizers(self, meta: MetaOptions) -> Iterator[tuple[str, Optimizer]]:
+    def _optimizers(self, meta: MetaOptions) -> Iterator[tuple[Optimizer, RateOptions]]:
         """World, an actor and a critic of each level, and motives. Replayed steps train the first level's critic."""
         options, levels = self.options, self.behavior.levels
         paid = levels[0].task is not None
@@ -132,8 +134,8 @@ class Agent(nn.Module):
         groups += [(name, motive, motive.optimizer, meta.motive, {name: 1.0}) for name, motive in self.motives.items()]
         half = (options.precision, self.device.type) in LOSS_SCALED
         for name, network, choices, rates, scales in groups:
-            rows, learned = output_rows(network), meta.learned(rates)
-            yield name, Optimizer(name, network.parameters(), choices, scales, rows=rows, half=half, learned=learned)
+            rows = output_rows(network)
+            yield Optimizer(name, network.parameters(), choices, scales, rows=rows, half=half), rates
 
     # --- playing ---
 
@@ -145,7 +147,8 @@ class Agent(nn.Module):
 
     def twin(self) -> Agent:
         """An agent with a copy of the weights and the same random numbers: it can act while this one learns."""
-        return copy.deepcopy(self, {id(self.optimizers): {}, id(self.generators): self.generators})
+        shared = {id(self.generators): self.generators}
+        return copy.deepcopy(self, {id(self.optimizers): {}, id(self.learned_rates): None, **shared})
 
     @torch.no_grad()
     def act(
@@ -207,7 +210,8 @@ class Agent(nn.Module):
                 metrics |= improve(level, rollout, target, real, optimizers, generator, ready, frozen)
                 level.update_slow_critic()
                 metrics |= target.metrics | level.adapt_entropy(rollout, ready & (not frozen))
-        metrics |= self.behavior.joint_kl(metrics) | world_metrics(losses) | self._rates()
+        metrics |= self.behavior.joint_kl(metrics) | world_metrics(losses)
+        metrics |= self.learned_rates.learn()
         return self._named(metrics), self.world.pack(latent.detach())
 
     def rewards(self, dream: Dream) -> dict[str, Float[Tensor, "N H"]]:
@@ -236,14 +240,8 @@ class Agent(nn.Module):
     def _named(self, metrics: Metrics) -> Metrics:
         """The acting level's losses go by the name of the policy as well, whatever the behavior."""
         worker = self.behavior.worker.name
-        return metrics | {f"policy/{kind}": metrics[f"{worker}/{kind}"] for kind in KNOWN}
-
-    def _rates(self) -> Metrics:
-        """What learned rates did in this update."""
-        found: Metrics = {}
-        for optimizer in self.optimizers.values():
-            found |= optimizer.rate_metrics()
-        return found | {known: found[name] for known, name in RATES.items() if name in found}
+        known = {f"policy/{kind}": metrics[f"{worker}/{kind}"] for kind in KNOWN}
+        return metrics | known | {short: metrics[name] for short, name in RATES.items() if name in metrics}
 
     def precision(self) -> torch.autocast:
         """Where products of networks are done in the chosen precision.
@@ -266,6 +264,7 @@ class Agent(nn.Module):
             "spaces": self.spaces,
             "model_state": {name: cpu_copy(value) for name, value in self.state_dict().items()},
             **{f"{name}_optimizer": optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "learned_rates": self.learned_rates.state_dict(),
             "generators": {name: generator.get_state() for name, generator in self.generators.items()},
             "motives": {name: motive.progress() for name, motive in self.motives.items()},
         }
@@ -282,11 +281,13 @@ class Agent(nn.Module):
         check_sections(state["motives"], self.motives)
         for section, optimizer in optimizers.items():
             optimizer.check(state[section])
+        self.learned_rates.check(state.get("learned_rates", {}))
         self.load_state_dict(state["model_state"])
         for section, optimizer in optimizers.items():
             optimizer.load_state_dict(state[section])
         for name, motive in self.motives.items():
             motive.load_progress(state["motives"][name])
+        self.learned_rates.load_state_dict(state.get("learned_rates", {}))
         for name, generator in self.generators.items():
             saved = state["generators"][name]
             if saved.shape == generator.get_state().shape:

@@ -9,21 +9,28 @@ the held-out loss of Xu et al. 2018):
 It costs one product of vectors. A rule turns such readings into moves of log(rate). To look one step ahead is
 short-sighted: noise makes it prefer rates that are too low (Wu et al. 2018). Hence the bounds, and the offset.
 
-All state is in tensors on the group's device, and nothing here waits for it.
+Optimizers read (`Optimizer.watch`), and once per update all groups' rates move together, as vectors [G]. Nothing here
+waits for the device.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Mapping
-from math import log
-from typing import ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
+from reverie.compatibility import compare, shapes
+from reverie.optim import Optimizer, may_ask
 from reverie.types import Metrics, Options, cpu_copy
+
+log = logging.getLogger(__name__)
 
 
 class RateOptions(Options):
@@ -74,29 +81,22 @@ class MetaOptions(Options):
     guard: bool = True
     """Go back to parameters that were sound, with a tenth of the rate, where a group has diverged."""
 
-    def learned(self, rates: RateOptions) -> Learned | None:
-        """How a group of this kind learns its rate; None where it does not."""
-        return (rates, self) if self.enabled and rates.rule in RULES else None
-
 
 FIXED = MetaOptions()
 """No rate is learned."""
 
-Learned = tuple[RateOptions, MetaOptions]
-"""What one kind of group chose, and what all share."""
-
 
 class Reading(NamedTuple):
-    """What one pair of a gradient and the direction before it says, and the averages over all pairs so far."""
+    """What pairs of a gradient and the direction before it say, and the averages over all pairs so far."""
 
-    slope: Float[Tensor, ""]
+    slope: Float[Tensor, "G"]
     """Of the loss, by the logarithm of the rate."""
-    cosine: Float[Tensor, ""]
+    cosine: Float[Tensor, "G"]
     """Of gradient and direction, with the offset: above zero where the step should have been longer."""
-    mean_slope: Float[Tensor, ""]
-    square_slope: Float[Tensor, ""]
-    mean_cosine: Float[Tensor, ""]
-    square_cosine: Float[Tensor, ""]
+    mean_slope: Float[Tensor, "G"]
+    square_slope: Float[Tensor, "G"]
+    mean_cosine: Float[Tensor, "G"]
+    square_cosine: Float[Tensor, "G"]
 
 
 TINY = 1e-30
@@ -109,78 +109,10 @@ RULES: dict[str, Callable[[Reading], Tensor]] = {
     "sign": lambda reading: reading.cosine.sign(),
     "raw": lambda reading: -reading.slope,
 }
-"""How far the logarithm of the rate moves, in steps."""
+"""How far the logarithm of the rate moves, in steps. Whatever is not here, `fixed`, does not move it."""
 
 DECAYS = (0.9, 0.999, 0.9, 0.999)
 """Of the averages of slope, its square, cosine and its square."""
-
-
-class Memory:
-    """What lasts from update to update, and is saved: the tensors that ``remembered`` names."""
-
-    remembered: ClassVar[tuple[str, ...]]
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: cpu_copy(getattr(self, name)) for name in self.remembered}
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        for name in self.remembered:
-            setattr(self, name, state[name].to(getattr(self, name)))
-
-
-class LearnedRate(Memory):
-    """The factor by which the rate of one group differs from where it started, ``base``, after ``warmup`` steps."""
-
-    remembered = ("log", "start", "averages", "weights")
-
-    def __init__(self, base: float, warmup: int, options: RateOptions, meta: MetaOptions, device: torch.device):
-        self.base, self.begin, self.options = base, max(warmup, meta.warmup), options
-        number = torch.zeros((), dtype=torch.float64, device=device)
-        self.log, self.start = number.clone(), number.clone()  # of the factor, and of what the bounds are relative to
-        self.averages, self.weights = number.repeat(4), number.repeat(4)
-        self.cosine, self.cut = number.clone(), number.clone()  # of this update: for metrics only
-        self.bounds = torch.tensor([log(meta.lowest), log(meta.highest)], dtype=torch.float64, device=device)
-        self.decays = torch.tensor(DECAYS, dtype=torch.float64, device=device)
-
-    @property
-    def factor(self) -> Float[Tensor, ""]:
-        return self.log.exp().float()
-
-    def learn(self, products: Float[Tensor, "3"], count: Float[Tensor, ""], wanted: Bool[Tensor, ""]) -> None:
-        """Moves by one pair: the product of gradient and direction, and their norms. ``count`` is the optimizer's.
-
-        Does nothing unless ``wanted``, during warm-up, and where a number is not finite.
-        """
-        valid = wanted & (count > self.begin) & products.isfinite().all()
-        along, *norms = torch.where(valid, products, 0.0).double().unbind()
-        size = norms[0] * norms[1]
-        self.cosine = along / (size + TINY)
-        cosine = self.cosine + self.options.offset
-        slope = -self.base * self.log.exp() * size * cosine
-        seen, decays = (
-            torch.stack([slope, slope.square(), cosine, cosine.square()]),
-            torch.where(valid, self.decays, 1.0),
-        )
-        self.averages = torch.lerp(seen, self.averages, decays)
-        self.weights = torch.lerp(torch.ones_like(seen), self.weights, decays)
-        move = RULES[self.options.rule](Reading(slope, cosine, *(self.averages / self.weights).unbind()))
-        lowest, highest = (self.start + self.bounds).unbind()
-        moved = torch.clamp(self.log + self.options.step * move, lowest, highest)
-        self.log = torch.where(valid, moved, self.log)
-
-    def reduce(self, cut: Bool[Tensor, ""]) -> None:
-        """Takes a tenth of the rate and of its bounds, and forgets all readings, where ``cut``."""
-        less = torch.where(cut, log(10.0), 0.0)
-        self.log, self.start, self.cut = self.log - less, self.start - less, cut.double()
-        self.averages, self.weights = (torch.where(cut, 0.0, kept) for kept in (self.averages, self.weights))
-
-    def metrics(self, name: str) -> Metrics:
-        """The rate, and of this update: the pair's cosine, if any, whether the rate is at a bound, and was reduced."""
-        lowest, highest = (self.start + self.bounds).unbind()
-        bound = (self.log <= lowest) | (self.log >= highest)
-        found = {"lr": self.base * self.log.exp(), "cosine": self.cosine, "bound": bound, "restored": self.cut}
-        return {f"meta/{kind}_{name}": value.float() for kind, value in found.items()}
-
 
 PATIENCE = 5
 """Updates in a row that have to fail before the guard goes back."""
@@ -189,56 +121,139 @@ INTERVAL = 100
 """Steps of an optimizer between two copies of its parameters."""
 
 
-class Guard(Memory):
-    """Remembers sound parameters of a group, and says when to return to them.
+class LearnedRates:
+    """The rates of several optimizers, by their names; those that are to stay fixed are left alone.
 
-    An update fails where its numbers are not finite, and where its loss is above ``limit`` times the first one.
-    Parameters are sound where neither holds and the loss, if it is watched, is no higher than the first one.
+    A guard remembers sound parameters of each group, and goes back to them where it has diverged. An update fails where
+    its numbers are not finite, and where its loss is above ``limit`` times the first one. Parameters are sound where
+    neither holds and the loss, if it is watched, is no higher than the first one.
     """
 
-    remembered = ("good", "first", "failed", "kept")
+    remembered = ("log", "start", "averages", "weights", "first", "failed", "kept")
+    """What lasts from update to update; the last axis is that of the groups."""
 
-    def __init__(self, weight: Float[Tensor, "W"], limit: float):
-        self.limit, self.good = limit, weight.clone()
-        self.first, self.failed, self.kept = (weight.new_zeros(()) for _ in range(3))
+    def __init__(self, optimizers: Mapping[str, Optimizer], options: Mapping[str, RateOptions], meta: MetaOptions):
+        names = [name for name in optimizers if meta.enabled and options[name].rule in RULES]
+        self.optimizers, self.meta = {name: optimizers[name] for name in names}, meta
+        groups, chosen = [optimizers[name] for name in names], [options[name] for name in names]
+        vector = partial(torch.tensor, device=groups[0].weight.device if groups else None)
+        number = partial(vector, dtype=torch.float64)  # products of small rates, and their squares
+        self.base = number([group.options.rate for group in groups])
+        self.begin = number([max(group.options.warmup, meta.warmup) for group in groups])
+        self.steps, self.offsets = number([own.step for own in chosen]), number([own.offset for own in chosen])
+        self.limits, self.half = number([own.limit for own in chosen]), vector([group.half for group in groups])
+        self.rules = {rule: vector([own.rule == rule for own in chosen]) for rule in {own.rule for own in chosen}}
+        self.decays, self.bounds = number(DECAYS)[:, None], number([[meta.lowest], [meta.highest]]).log()
+        none = torch.zeros_like(self.base)
+        self.log, self.start = none.clone(), none.clone()  # of the factors, and of what the bounds are relative to
+        self.averages, self.weights = none.repeat(4, 1), none.repeat(4, 1)
+        self.first, self.failed, self.kept = none.clone(), none.clone(), none.clone()
+        self.factors, self.ceilings = torch.ones_like(none).float(), torch.full_like(none, -math.inf).float()
+        for group, factor, ceiling in zip(groups, self.factors, self.ceilings, strict=True):
+            group.watch(factor, ceiling if meta.guard else None)
 
-    def watch(
-        self,
-        weight: Float[Tensor, "W"],
-        count: Float[Tensor, ""],
-        loss: Float[Tensor, ""],
-        finite: Bool[Tensor, ""],
-        wanted: Bool[Tensor, ""],
-    ) -> Bool[Tensor, ""]:
-        """Whether to go back to ``good`` now. ``count`` is the optimizer's, ``loss`` that of ``weight``."""
-        watched = self.limit > 0
+    @torch.no_grad()
+    def learn(self) -> Metrics:
+        """Moves all rates by what the optimizers have read in this update, after their steps.
+
+        Of every group: the rate, the cosine (0 where there was no pair), whether the rate is at a bound, and whether
+        the guard went back.
+        """
+        if not self.optimizers:
+            return {}
+        readings = torch.stack([optimizer.take_reading() for optimizer in self.optimizers.values()], -1).double()
+        cosine = self.move(readings)
+        back = self.guard(readings) if self.meta.guard else torch.zeros_like(cosine)
+        self.factors.copy_(self.log.exp())
+        lowest, highest = self.start + self.bounds
+        bound = (self.log <= lowest) | (self.log >= highest)
+        found = {"lr": self.base * self.log.exp(), "cosine": cosine, "bound": bound, "restored": back}
+        return {
+            f"meta/{kind}_{name}": value
+            for kind, values in found.items()
+            for name, value in zip(self.optimizers, values.float().unbind(), strict=True)
+        }
+
+    def move(self, readings: Float[Tensor, "6 G"]) -> Float[Tensor, "G"]:
+        """Moves rates by a pair each, `Optimizer.reading`; returns the cosine of gradient and direction.
+
+        A rate stays where it is during warm-up, where the step was not wanted, and where a number is not finite.
+        """
+        _, along, gradient, direction, count, wanted = readings
+        valid = (wanted > 0) & (count > self.begin) & readings[1:4].isfinite().all(0)
+        along, gradient, direction = torch.where(valid, readings[1:4], 0.0)
+        size = gradient * direction
+        cosine = along / (size + TINY)
+        agreed = cosine + self.offsets
+        slope = -self.base * self.log.exp() * size * agreed
+        seen = torch.stack([slope, slope.square(), agreed, agreed.square()])
+        decays = torch.where(valid, self.decays, 1.0)
+        self.averages = torch.lerp(seen, self.averages, decays)
+        self.weights = torch.lerp(torch.ones_like(seen), self.weights, decays)
+        reading = Reading(slope, agreed, *(self.averages / self.weights))
+        moves = torch.zeros_like(slope)
+        for rule, mine in self.rules.items():
+            moves = torch.where(mine, RULES[rule](reading), moves)
+        lowest, highest = self.start + self.bounds
+        moved = torch.clamp(self.log + self.steps * moves, lowest, highest)
+        self.log = torch.where(valid, moved, self.log)
+        return cosine
+
+    def guard(self, readings: Float[Tensor, "6 G"]) -> Bool[Tensor, "G"]:
+        """Where a group has diverged, goes back to sound parameters with a tenth of the rate; returns where that is."""
+        loss, _, gradient, _, count, wanted = readings
+        wanted = wanted > 0
+        finite = torch.where(self.half, loss, loss + gradient).isfinite()  # a scaled gradient may overflow, and heals
+        self.kept = torch.where(loss <= self.ceilings, count, self.kept)
         self.first = torch.where(wanted & finite & (self.first == 0), loss, self.first)
-        high = (loss > self.limit * self.first) & (self.first > 0) & watched
-        sound = finite & ~high
-        self.failed = torch.where(wanted, (self.failed + 1) * ~sound, self.failed)
+        high = (self.limits > 0) & (self.first > 0) & (loss > self.limits * self.first)
+        self.failed = torch.where(wanted, (self.failed + 1) * (high | ~finite), self.failed)
         back = self.failed >= PATIENCE
-        self.failed = self.failed * ~back
-        learned = (loss <= self.first) if watched else sound
-        keep = wanted & sound & learned & (count >= self.kept + INTERVAL)
-        copy_where(keep, weight, self.good)
-        self.kept = torch.where(keep, count, self.kept) * ~back
+        if not may_ask(back) or bool(back.any()):
+            self._go_back(back)
+        self._renew_ceilings()
         return back
 
-    def restore(self, back: Bool[Tensor, ""], weight: Float[Tensor, "W"], *others: Tensor) -> None:
-        """Goes back to sound parameters, where ``back``, and sets what an optimizer has gathered to zero."""
-        copy_where(back, self.good, weight)
-        for gathered in others:
-            copy_where(back, torch.zeros_like(self.failed), gathered)
+    def _renew_ceilings(self) -> None:
+        counts = torch.stack([optimizer.count for optimizer in self.optimizers.values()])
+        due = (counts >= self.kept + INTERVAL) & (self.first != 0)
+        self.ceilings.copy_(torch.where(due, torch.where(self.limits > 0, self.first, math.inf), -math.inf))
 
+    def _go_back(self, back: Bool[Tensor, "G"]) -> None:
+        less = torch.where(back, math.log(10.0), 0.0)
+        self.log, self.start = self.log - less, self.start - less
+        self.averages, self.weights = (torch.where(back, 0.0, kept) for kept in (self.averages, self.weights))
+        self.failed, self.kept = (torch.where(back, 0.0, kept) for kept in (self.failed, self.kept))
+        for optimizer, mine in zip(self.optimizers.values(), back, strict=True):
+            optimizer.begin_anew(mine)
 
-def copy_where(wanted: Bool[Tensor, ""], source: Tensor, target: Tensor) -> None:
-    """Copies all of ``source`` or nothing. A CPU is asked, which saves a pass."""
-    if not may_ask(wanted):
-        target.copy_(torch.where(wanted, source, target))
-    elif wanted:
-        target.copy_(source)
+    # --- saving ---
 
+    def state_dict(self) -> dict[str, Any]:
+        """What each group remembers, by its name."""
+        return {
+            name: {field: cpu_copy(getattr(self, field)[..., i]) for field in self.remembered}
+            | ({"good": cpu_copy(optimizer.good)} if optimizer.good is not None else {})
+            for i, (name, optimizer) in enumerate(self.optimizers.items())
+        }
 
-def may_ask(flag: Tensor) -> bool:
-    """Whether its value is there at once: a CPU need not be waited for."""
-    return flag.is_cpu
+    def check(self, state: Mapping[str, Any]) -> None:
+        """Raises StoredDataError where what a group remembers is incomplete or of another shape."""
+        for name, mine in self.state_dict().items():
+            expected = shapes(mine)
+            found = {"good": expected.get("good")} | shapes(state.get(name, mine))
+            compare(f"learned_rates.{name}", {field: found[field] for field in expected if field in found}, expected)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """After parameters and optimizers were loaded. What was not saved begins anew."""
+        for name in sorted(self.optimizers.keys() ^ state.keys()):
+            log.info("%s: the rate is %s from here on", name, "learned" if name in self.optimizers else "as scheduled")
+        for i, (name, optimizer) in enumerate(self.optimizers.items()):
+            saved = state.get(name, {})
+            for field in self.remembered if saved else ():
+                getattr(self, field)[..., i] = saved[field]
+            if optimizer.good is not None:
+                optimizer.good.copy_(saved.get("good", optimizer.weight))
+        self.factors.copy_(self.log.exp())
+        if self.optimizers:
+            self._renew_ceilings()

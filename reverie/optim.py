@@ -8,19 +8,19 @@ without training them. Nothing here waits for the device.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import native
-from reverie.compatibility import compare, shapes
+from reverie.compatibility import shapes
 from reverie.directions import KINDS, Averaging, Moments
 from reverie.errors import StoredDataError
-from reverie.learned_rates import Guard, Learned, LearnedRate, Memory
 from reverie.native import optimizer as kernel
 from reverie.types import Metrics, Options, cpu_copy
 
@@ -103,6 +103,19 @@ def ramps(options: OptimizerOptions) -> Float[Tensor, "3 2"]:
     return torch.tensor([rise, fall]).T.contiguous()
 
 
+def may_ask(flag: Tensor) -> bool:
+    """Whether its value is there at once: a CPU need not be waited for."""
+    return flag.is_cpu
+
+
+def copy_where(wanted: Bool[Tensor, ""], source: Tensor, target: Tensor) -> None:
+    """Copies all of ``source`` or nothing. A CPU is asked, which saves a pass."""
+    if not may_ask(wanted):
+        target.copy_(torch.where(wanted, source, target))
+    elif wanted:
+        target.copy_(source)
+
+
 def layer_sizes(parameters: Iterable[nn.Parameter], rows: Mapping[nn.Parameter, Sequence[int]]) -> list[int]:
     """How many numbers each layer's tensors have, in order: a parameter with ``rows`` belongs to several layers."""
     return [
@@ -124,13 +137,12 @@ class Optimizer:
         *,
         rows: Mapping[nn.Parameter, Sequence[int]] | None = None,
         half: bool = False,
-        learned: Learned | None = None,
     ):
         """``scales`` weighs each loss of `step`; a loss without a scale is an error there.
 
         ``rows`` are the numbers of rows of the layers that share a parameter: `agc` clips each layer by itself.
         ``half`` says that gradients pass through float16: losses are then multiplied by a scale, as large as can be
-        without overflow. ``learned`` says how the rate adjusts itself, which takes the place of its decay.
+        without overflow.
         """
         self.name, self.options, self.scales = name, options, dict(scales)
         self.parameters = list(parameters)
@@ -147,14 +159,8 @@ class Optimizer:
         self.count = torch.zeros((), device=self.weight.device)
         self.half = half
         self.lengths = torch.tensor(sizes, device=self.weight.device)
-        self.learned, self.guard = None, None
-        if learned is not None:
-            rates, meta = learned
-            self.learned = LearnedRate(options.rate, options.warmup, rates, meta, self.weight.device)
-            self.guard = Guard(self.weight, rates.limit) if meta.guard else None
-            if options.decay:
-                log.info("%s: the rate is learned, and does not decay beside that", name)
-            options = options.model_copy(update={"decay": 0})
+        self.factor, self.ceiling, self.good = None, None, None
+        self.reading = self.nothing = torch.tensor([math.nan, 0.0, 0.0, 0.0, 0.0, 0.0], device=self.weight.device)
         self.ramps = ramps(options).to(self.weight.device).unbind()
         self.whole = torch.ones_like(self.count)
         recipe = options.model_dump(include=OptimizerOptions.model_fields.keys() - SCHEDULE - {"kind"})
@@ -166,14 +172,14 @@ class Optimizer:
         """The learning rate of the next update; the first of a warm-up is zero."""
         updates, begin, change = self.ramps
         scheduled = (begin + change * torch.minimum(self.count / updates, self.whole)).prod()
-        return scheduled if self.learned is None else scheduled * self.learned.factor
+        return scheduled if self.factor is None else scheduled * self.factor
 
     def step(self, losses: Mapping[str, Tensor], when: Tensor | None = None, *, fresh: bool = True) -> Metrics:
         """Descends the weighted sum of the means of ``losses``.
 
         The update is skipped, moments included, where the gradient is not finite or ``when`` (a boolean scalar) is
-        false. A rate is learned only from losses on ``fresh`` data, which no earlier step has seen. Raises KeyError
-        where losses and scales do not match.
+        false. Only losses on ``fresh`` data, which no earlier step has seen, say something of the rate. Raises
+        KeyError where losses and scales do not match.
         """
         if losses.keys() != self.scales.keys():
             raise KeyError(f"losses {sorted(losses)} and scales {sorted(self.scales)} of '{self.name}' differ")
@@ -187,8 +193,8 @@ class Optimizer:
 
     @torch.no_grad()
     def _descend(self, loss: Tensor, when: Tensor | None, fresh: bool) -> Metrics:
-        if self.learned is not None and fresh:
-            when = self._learn_rate(self.learned, loss, when)
+        if fresh and self.factor is not None:
+            self.reading = self._read(loss, when)
         step = self._native_step if native.supports(self.weight, kernel="optimizer") else self._step
         rate = self.rate
         norm, skipped = step(rate, when)
@@ -197,26 +203,16 @@ class Optimizer:
             self.loss_scale.clamp_(max=LARGEST_LOSS_SCALE)
         return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped, f"{self.name}/lr": rate}
 
-    def _learn_rate(self, learned: LearnedRate, loss: Tensor, when: Tensor | None) -> Tensor:
-        """Before a step on fresh data; returns whether it is still wanted. Where the group diverged, it begins anew."""
-        wanted = torch.ones_like(self.whole, dtype=torch.bool) if when is None else when
+    def _read(self, loss: Tensor, when: Tensor | None) -> Tensor:
+        if self.ceiling is not None and self.good is not None:
+            copy_where(loss <= self.ceiling, self.weight, self.good)
         if native.supports(self.weight, kernel="optimizer"):
             products = kernel.agreement(self.task, self.gradient, *self.moments, self.count)
         else:
             direction = self.kind.direction(self.moments, self.count, self.averaging)
             products = torch.stack([self.gradient @ direction, self.gradient.norm(), direction.norm()])
-        learned.learn(products, self.count, wanted)
-        if self.guard is None:
-            return wanted
-        finite = loss if self.half else loss + products[1]  # a scaled gradient may overflow, and heals by itself
-        back = self.guard.watch(self.weight, self.count, loss, finite.isfinite(), wanted)
-        learned.reduce(back)
-        self.guard.restore(back, self.weight, *self.moments, self.count)
-        return wanted & ~back
-
-    def rate_metrics(self) -> Metrics:
-        """What the learned rate did in this update; nothing where it is not learned."""
-        return {} if self.learned is None else self.learned.metrics(self.name)
+        wanted = self.whole if when is None else when.to(self.whole)
+        return torch.cat([loss[None], products, torch.stack([self.count, wanted])])
 
     def _step(self, rate: Tensor, when: Tensor | None) -> tuple[Tensor, ...]:
         """Returns the norm of the gradient, and one where it was not finite."""
@@ -241,6 +237,33 @@ class Optimizer:
         wanted = when is None or bool(when)
         return kernel.descend(self.task, self.weight, self.gradient, *self.moments, rate, self.count, wanted).unbind()
 
+    def watch(self, factor: Float[Tensor, ""], ceiling: Float[Tensor, ""] | None) -> None:
+        """From now on the rate is the schedule's, without decay, times ``factor``, and steps on fresh data are read.
+
+        With a ``ceiling``, a copy of the parameters is kept where a loss is no higher. Both may change in place.
+        """
+        self.factor, self.ceiling = factor, ceiling
+        self.good = None if ceiling is None else self.weight.clone()
+        self.ramps = ramps(self.options.model_copy(update={"decay": 0})).to(self.weight.device).unbind()
+        if self.options.decay:
+            log.info("%s: the rate is learned, and does not decay beside that", self.name)
+
+    def take_reading(self) -> Float[Tensor, "6"]:
+        """What the last step on fresh data saw before it changed anything, once; a loss of NaN where there was none.
+
+        Its loss, the product of its gradient with the direction of the step before, the norms of both, how many steps
+        there were, and whether it was wanted. Not all is finite where there was no step before.
+        """
+        reading, self.reading = self.reading, self.nothing
+        return reading
+
+    def begin_anew(self, wanted: Bool[Tensor, ""]) -> None:
+        """Goes back to the parameters that were kept, as if there had been no step, where ``wanted``."""
+        if self.good is not None:
+            copy_where(wanted, self.good, self.weight)
+        for gathered in (*self.moments, self.count):
+            copy_where(wanted, torch.zeros_like(self.count), gathered)
+
     def state_dict(self) -> dict[str, Any]:
         return {
             "kind": self.options.kind,
@@ -248,12 +271,7 @@ class Optimizer:
             "square": cpu_copy(self.moments[1]),
             "count": cpu_copy(self.count),
             "loss_scale": cpu_copy(self.loss_scale),
-            **{name: memory.state_dict() for name, memory in self._memories().items()},
         }
-
-    def _memories(self) -> dict[str, Memory]:
-        """What a checkpoint may lack: a learned rate and its guard."""
-        return {name: memory for name, memory in (("learned", self.learned), ("guard", self.guard)) if memory}
 
     def check(self, state: Mapping[str, Any]) -> None:
         """Raises StoredDataError where a state is incomplete, of another kind or of other parameters."""
@@ -265,24 +283,11 @@ class Optimizer:
                 f"optimizer '{self.name}' is {self.options.kind} over {self.weight.numel()} numbers, in the checkpoint "
                 f"it is {state.get('kind')} over {saved['step']}; resume with the configuration it was trained with"
             )
-        for name, memory in self._memories().items():
-            compare(
-                f"{self.name}_optimizer.{name}",
-                shapes(state.get(name, memory.state_dict())),
-                shapes(memory.state_dict()),
-            )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Raises what `check` does; then nothing has changed. A learned rate that was not saved begins anew."""
+        """Raises what `check` does; then nothing has changed."""
         self.check(state)
         for mine, saved in zip(self.moments, (state["step"], state["square"]), strict=True):
             mine.copy_(saved)
         self.count.copy_(state["count"])
         self.loss_scale.copy_(state["loss_scale"])
-        if (self.learned is None) != ("learned" not in state):
-            log.info("%s: the rate is %s from here on", self.name, "learned" if self.learned else "as scheduled")
-        if self.guard is not None:
-            self.guard.good.copy_(self.weight)
-        for name, memory in self._memories().items():
-            if name in state:
-                memory.load_state_dict(state[name])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import reverie.agent
-from reverie import learned_rates, native
+from reverie import learned_rates, native, optim
 from reverie.agent import Agent
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.behavior.intrinsic import IntrinsicOptions, PayOptions
@@ -221,7 +221,8 @@ CURIOUS = IntrinsicOptions(curiosity=PayOptions(kind="icm"), every=1)
 def test_learning_never_waits_for_the_device(changes, monkeypatch):
     monkeypatch.setattr(native, "_enabled", frozenset())
     monkeypatch.setattr(Means, "wants", lambda *arguments: True)  # as on a GPU
-    monkeypatch.setattr(learned_rates, "may_ask", lambda flag: False)
+    for module in (learned_rates, optim):
+        monkeypatch.setattr(module, "may_ask", lambda flag: False)
     monkeypatch.setattr(text, "depends_on_data", lambda tensor: False)
     agent = make_agent(IMAGE | VECTORS | SENSES, behavior=PASSES, **changes)
     batch = make_batch(agent.world)
@@ -267,7 +268,7 @@ def test_a_level_that_does_not_learn_keeps_its_rate():
 def test_a_rate_that_is_not_to_be_learned_is_as_scheduled():
     meta = LEARNED.model_copy(update={"actor": RateOptions(rule="fixed")})
     agent = make_agent(optimizer=CONSTANT, meta=meta)
-    assert agent.optimizers["actor"].learned is None and agent.optimizers["critic"].learned is not None
+    assert agent.optimizers["actor"].factor is None and agent.optimizers["critic"].factor is not None
     metrics, _ = agent.learn(make_batch(agent.world))
     assert "meta/lr_actor" not in metrics and "meta/lr_critic" in metrics
 

@@ -10,8 +10,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from reverie.errors import StoredDataError
-from reverie.learned_rates import INTERVAL, PATIENCE, RULES, ActorRateOptions, LearnedRate, MetaOptions, RateOptions
+from reverie.learned_rates import (
+    INTERVAL,
+    PATIENCE,
+    RULES,
+    ActorRateOptions,
+    LearnedRates,
+    MetaOptions,
+    RateOptions,
+)
 from reverie.optim import Optimizer, OptimizerOptions
+from reverie.types import Metrics
 from tests.core import close
 
 DOUBLE = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["double", "single"])
@@ -22,10 +31,20 @@ def network(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
 
 
-def make(options: OptimizerOptions, rates: RateOptions, dtype=torch.float32, **meta) -> tuple[nn.Sequential, Optimizer]:
-    net = network().to(dtype)
-    learned = rates, MetaOptions(enabled=True, **meta)
-    return net, Optimizer("net", net.parameters(), options, {"fit": 1.0}, learned=learned)
+class Trained:
+    """A network whose rate is learned."""
+
+    def __init__(self, options: OptimizerOptions, rates: RateOptions, dtype=torch.float32, half=False, **meta):
+        self.net = network().to(dtype)
+        self.optimizer = Optimizer("net", self.net.parameters(), options, {"fit": 1.0}, half=half)
+        self.rates = LearnedRates({"net": self.optimizer}, {"net": rates}, MetaOptions(enabled=True, **meta))
+
+    def step(self, fit: Tensor, **how) -> Metrics:
+        return self.optimizer.step({"fit": fit}, **how) | self.rates.learn()
+
+    @property
+    def log(self) -> float:
+        return float(self.rates.log)
 
 
 def batch(update: int, dtype=torch.float32) -> tuple[Tensor, Tensor]:
@@ -81,38 +100,35 @@ def slope_by_autograd(options: OptimizerOptions, updates: int) -> Tensor:
 @pytest.mark.parametrize("kind", ["laprop", "adam"])
 def test_a_reading_is_the_gradient_through_the_last_step(kind, limits, dtype):
     options = OptimizerOptions(kind=kind, rate=0.03, warmup=0, eps=1e-8, **limits)
-    net, optimizer = make(options, RateOptions(offset=0.0), dtype, warmup=4)
+    trained = Trained(options, RateOptions(offset=0.0), dtype, warmup=4)
     for update in range(1, 7):
-        optimizer.step({"fit": loss(net, update, dtype)})
-    rate = optimizer.learned
-    assert rate is not None
-    slope = rate.averages[0] / rate.weights[0]  # of the only pair beyond the warm-up
+        trained.step(loss(trained.net, update, dtype))
+    slope = trained.rates.averages[0] / trained.rates.weights[0]  # of the only pair beyond the warm-up
     expected = slope_by_autograd(options, 5)
-    close(slope, expected, rtol=1e-6 if dtype == torch.float64 else 2e-3)
+    close(slope, expected[None], rtol=1e-6 if dtype == torch.float64 else 2e-3)
     assert abs(float(expected)) > 1e-3
-    close(rate.log, -0.05 * expected.sign(), rtol=1e-12)
+    assert trained.log == pytest.approx(-0.05 * float(expected.sign()), rel=1e-12)
 
 
 # --- rules, by hand ---
 
 
-def learned(rule: str, rate: float = 0.1, **options) -> LearnedRate:
-    """Without a warm-up, an offset or near bounds, unless ``options`` say so."""
+def learned(rule: str, rate: float = 0.1, **options) -> LearnedRates:
+    """Of one parameter, without a warm-up, an offset or near bounds, unless ``options`` say so."""
     shared = {name: options.pop(name) for name in ("lowest", "highest") if name in options}
     rates = RateOptions(rule=rule, **{"offset": 0.0, **options})
-    meta = MetaOptions(**{"warmup": 0, "lowest": 1e-6, "highest": 1e6, **shared})
-    return LearnedRate(rate, 0, rates, meta, torch.device("cpu"))
+    meta = MetaOptions(**{"enabled": True, "warmup": 0, "lowest": 1e-6, "highest": 1e6, **shared})
+    optimizer = Optimizer("net", [nn.Parameter(torch.zeros(1))], OptimizerOptions(rate=rate, warmup=0), {"fit": 1.0})
+    return LearnedRates({"net": optimizer}, {"net": rates}, meta)
 
 
-def pair(gradient: list[float], direction: list[float]) -> Tensor:
-    """What `LearnedRate.learn` is told of two vectors."""
-    g, u = torch.tensor(gradient), torch.tensor(direction)
-    return torch.stack([g @ u, g.norm(), u.norm()])
-
-
-def learn(rate: LearnedRate, gradient: list[float], direction: list[float], count: float = 1.0) -> float:
-    rate.learn(pair(gradient, direction), torch.tensor(count), torch.tensor(True))
-    return float(rate.log)
+def learn(rates: LearnedRates, gradient: list[float], direction: list[float], *, count=1.0, wanted=True) -> float:
+    """The logarithm of the factor after a pair of two vectors."""
+    g, u = torch.tensor(gradient).double(), torch.tensor(direction).double()
+    told = torch.stack([torch.tensor(0.0), g @ u, g.norm(), u.norm(), torch.tensor(count), torch.tensor(float(wanted))])
+    rates.optimizers["net"].reading = told.float()
+    rates.learn()
+    return float(rates.log)
 
 
 @pytest.mark.parametrize(("rate", "gradient", "slope"), [(0.1, 1.6, -0.32), (0.5, 0.0, 0.0), (0.75, -1.0, 1.5)])
@@ -125,69 +141,84 @@ def test_the_gradient_of_a_parabola_by_its_rate(rate, gradient, slope):
 @pytest.mark.parametrize(("step", "rate"), [(0.02, 1.020201e-4), (0.05, 1.051271e-4)])
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_the_first_move_of_adam_does_not_depend_on_the_size(step, rate, size):
-    rule = learned("adam", 1e-4, step=step)
-    learn(rule, [size], [1.0])
-    close(1e-4 * rule.factor, rate, rtol=1e-6)
+    rates = learned("adam", 1e-4, step=step)
+    learn(rates, [size], [1.0])
+    close(1e-4 * rates.factors, [rate], rtol=1e-6)
 
 
 def test_adam_averages_slopes_and_their_squares():
-    """Slopes -1 and 0.5 of rate 1, after unbiased averages of 0.9 and 0.999: (-0.09 + 0.05) / 0.19, and 0.62484."""
-    rule = learned("adam", 1.0, step=1e-9)
-    learn(rule, [1.0], [1.0])
-    first = float(rule.log)
+    """Slopes -1 and 0.5 of rate 1, after unbiased averages of 0.9 and 0.999: (-0.09 + 0.05) / 0.19, and 0.62481."""
+    rates = learned("adam", 1.0, step=1e-9)
+    first = learn(rates, [1.0], [1.0])
     assert first == pytest.approx(1e-9)
-    second = learn(rule, [-0.5], [1.0]) - first
     mean, square = (-0.09 + 0.05) / 0.19, (0.000999 + 0.00025) / 0.001999
-    assert second == pytest.approx(-1e-9 * mean / math.sqrt(square), rel=1e-5)
+    assert learn(rates, [-0.5], [1.0]) - first == pytest.approx(-1e-9 * mean / math.sqrt(square), rel=1e-5)
 
 
 @pytest.mark.parametrize("size", [1.0, 1000.0])
 def test_the_cosine_moves_in_proportion_whatever_the_size(size):
-    rule = learned("cosine", step=0.02)
-    learn(rule, [size, 0.0], [1.0, 1.0])
-    close(rule.factor, 1.0142426, rtol=1e-6)
+    rates = learned("cosine", step=0.02)
+    learn(rates, [size, 0.0], [1.0, 1.0])
+    close(rates.factors, [1.0142426], rtol=1e-6)
 
 
 def test_a_sign_moves_a_step_and_a_norm_by_the_mean_over_the_root_of_squares():
     assert [learn(learned("sign", step=0.02), [g, 0.0], [1.0, 1.0]) for g in (3.0, 0.0, -1.0)] == [0.02, 0.0, -0.02]
-    rule = learned("norm", step=0.02)
-    assert learn(rule, [3.0, 0.0], [1.0, 1.0]) == pytest.approx(0.02)
-    mean, square = (0.09 - 0.1) / 0.19, 1.0
-    assert learn(rule, [-5.0, 0.0], [1.0, 1.0]) == pytest.approx(0.02 + 0.02 * mean / math.sqrt(square), rel=1e-6)
+    rates = learned("norm", step=0.02)
+    assert learn(rates, [3.0, 0.0], [1.0, 1.0]) == pytest.approx(0.02)
+    mean, square = (0.09 - 0.1) / 0.19, 1.0  # in units of the first cosine
+    assert learn(rates, [-5.0, 0.0], [1.0, 1.0]) == pytest.approx(0.02 + 0.02 * mean / math.sqrt(square), rel=1e-6)
 
 
-def test_an_offset_counts_as_agreement():
-    rule = learned("cosine", step=0.02, offset=0.1)
-    assert learn(rule, [0.0, 1.0], [1.0, 0.0]) == pytest.approx(0.002)
-    close(rule.cosine, 0.0)
+def test_an_offset_counts_as_agreement_and_is_not_reported():
+    rates = learned("cosine", step=0.02, offset=0.1)
+    assert learn(rates, [0.0, 1.0], [1.0, 0.0]) == pytest.approx(0.002)
+    assert rates.learn()["meta/cosine_net"] == 0
     assert learn(learned("raw", 0.5, step=1.0, offset=0.1), [0.0, 2.0], [3.0, 0.0]) == pytest.approx(0.5 * 0.1 * 6)
 
 
 @pytest.mark.parametrize(("gradient", "share"), [(1.0, 2.0), (-1.0, 0.5)])
 def test_a_rate_stays_within_its_bounds_and_says_that_it_is_there(gradient, share):
-    rule = learned("sign", step=0.5, lowest=0.5, highest=2.0)
-    learn(rule, [gradient], [1.0])
-    assert not rule.metrics("net")["meta/bound_net"]
-    learn(rule, [gradient], [1.0])
-    close(rule.factor, share, rtol=1e-6)
-    seen = rule.metrics("net")
+    rates = learned("sign", step=0.5, lowest=0.5, highest=2.0)
+    learn(rates, [gradient], [1.0])
+    assert not rates.learn()["meta/bound_net"]
+    learn(rates, [gradient], [1.0])
+    close(rates.factors, [share], rtol=1e-6)
+    seen = rates.learn()
     assert seen["meta/bound_net"] == 1
     close(seen["meta/lr_net"], 0.1 * share, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_what_says_nothing_moves_nothing(rule):
-    rate = learned(rule)
-    learn(rate, [1.0, 0.5], [1.0, 1.0])
-    before = {name: tensor.clone() for name, tensor in rate.state_dict().items()}
-    rate.learn(pair([1.0], [1.0]), torch.tensor(0.0), torch.tensor(True))  # there was no step
-    rate.learn(pair([1.0], [1.0]), torch.tensor(1.0), torch.tensor(False))
+    rates = learned(rule)
+    learn(rates, [1.0, 0.5], [1.0, 1.0])
+    before = rates.state_dict()["net"]
+    learn(rates, [1.0], [1.0], count=0.0)  # there was no step
+    learn(rates, [1.0], [1.0], wanted=False)
     for broken in (math.nan, math.inf):
-        learn(rate, [broken], [1.0])
-        assert rate.metrics("net")["meta/cosine_net"] == 0
-    assert all(torch.equal(before[name], tensor) for name, tensor in rate.state_dict().items())
-    learn(rate, [0.0], [1.0])
-    assert bool(rate.log.isfinite())
+        learn(rates, [broken], [1.0])
+    rates.learn()  # there was no pair
+    after = rates.state_dict()["net"]
+    moving = before.keys() - {"first", "failed", "kept"}
+    assert all(torch.equal(before[name], after[name]) for name in moving)
+    learn(rates, [0.0], [1.0])
+    assert bool(rates.log.isfinite())
+
+
+def test_groups_move_by_their_own_rules():
+    nets = {name: network() for name in ("one", "two", "three")}
+    optimizers = {name: Optimizer(name, net.parameters(), CONSTANT, {"fit": 1.0}) for name, net in nets.items()}
+    rules = {"one": RateOptions(rule="sign", step=0.1, offset=1.0), "two": RateOptions(rule="fixed")}
+    rules |= {"three": RateOptions(rule="sign", step=0.2, offset=-1.0)}
+    rates = LearnedRates(optimizers, rules, MetaOptions(enabled=True, warmup=0))
+    for update in range(3):
+        for name, net in nets.items():
+            optimizers[name].step({"fit": loss(net, update)})
+        metrics = rates.learn()
+    assert {name.rpartition("_")[2] for name in metrics} == {"one", "three"}
+    factors = [float(optimizer.rate) / CONSTANT.rate for optimizer in optimizers.values()]
+    assert factors == pytest.approx([math.exp(0.2), 1.0, math.exp(-0.4)])
 
 
 # --- whole optimizers ---
@@ -202,50 +233,47 @@ def values(net: nn.Module) -> Tensor:
 
 @pytest.mark.usefixtures("both_ways")
 def test_a_rate_that_does_not_move_changes_no_bit():
-    net, optimizer = make(CONSTANT, RateOptions(rule="cosine", step=1e-300))
+    trained = Trained(CONSTANT, RateOptions(rule="cosine", step=1e-300))
     twin = network()
     plain = Optimizer("net", twin.parameters(), CONSTANT, {"fit": 1.0})
     for update in range(5):
-        optimizer.step({"fit": loss(net, update)})
+        seen = trained.step(loss(trained.net, update))
         plain.step({"fit": loss(twin, update)})
-    assert torch.equal(values(net), values(twin)) and not plain.rate_metrics()
-    assert set(optimizer.rate_metrics()) == {f"meta/{kind}_net" for kind in ("lr", "cosine", "bound", "restored")}
+    assert torch.equal(values(trained.net), values(twin))
+    assert {f"meta/{kind}_net" for kind in ("lr", "cosine", "bound", "restored")} < seen.keys()
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_the_warm_up_multiplies_and_the_decay_gives_way():
+def test_the_warm_up_multiplies_and_the_decay_gives_way(caplog):
     options = OptimizerOptions(rate=0.1, warmup=4, decay=8, final=0.5)
-    net, optimizer = make(options, RateOptions(rule="sign", step=0.5, offset=1.0), warmup=0)
-    rates = [float(optimizer.step({"fit": loss(net, update)})["net/lr"]) for update in range(7)]
-    close(torch.tensor(rates[:5]), [0.0, 0.025, 0.05, 0.075, 0.1])  # no reading before the warm-up is over
-    close(torch.tensor(rates[5:]), [0.1 * math.exp(0.5), 0.1 * math.exp(1.0)])
+    with caplog.at_level("INFO"):
+        trained = Trained(options, RateOptions(rule="sign", step=0.5, offset=1.0), warmup=0)
+    assert "does not decay" in caplog.text
+    seen = [float(trained.step(loss(trained.net, update))["net/lr"]) for update in range(8)]
+    assert seen[:6] == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1, 0.1])  # no pair before the warm-up is over
+    assert seen[6:] == pytest.approx([0.1 * math.exp(0.5), 0.1 * math.exp(1.0)])
 
 
 @pytest.mark.usefixtures("both_ways")
 def test_only_fresh_losses_that_are_wanted_and_finite_are_read():
-    net, optimizer = make(CONSTANT, RateOptions(rule="sign", step=0.1, offset=1.0), warmup=0)
-    assert optimizer.learned is not None
-    optimizer.step({"fit": loss(net, 0)})
-    optimizer.step({"fit": loss(net, 1)}, fresh=False)
-    optimizer.step({"fit": loss(net, 2)}, when=torch.tensor(False))
-    assert optimizer.step({"fit": loss(net, 3) * math.nan})["net/skipped"] == 1
-    assert optimizer.learned.log == 0 and optimizer.count == 2
-    optimizer.step({"fit": loss(net, 4)})
-    close(optimizer.learned.log, 0.1, rtol=1e-6)
+    trained = Trained(CONSTANT, RateOptions(rule="sign", step=0.1, offset=1.0), warmup=0)
+    trained.step(loss(trained.net, 0))
+    trained.step(loss(trained.net, 1), fresh=False)
+    trained.step(loss(trained.net, 2), when=torch.tensor(False))
+    assert trained.step(loss(trained.net, 3) * math.nan)["net/skipped"] == 1
+    assert trained.log == 0 and trained.optimizer.count == 2
+    trained.step(loss(trained.net, 4))
+    assert trained.log == pytest.approx(0.1)
 
 
 def test_a_loss_scale_does_not_change_what_is_read():
     slopes = []
     for half in (False, True):
-        net = network()
-        shared = RateOptions(), MetaOptions(enabled=True, warmup=0)
-        optimizer = Optimizer("net", net.parameters(), ADAM, {"fit": 1.0}, half=half, learned=shared)
+        trained = Trained(ADAM, RateOptions(), half=half, warmup=0)
         for update in range(4):
-            optimizer.step({"fit": loss(net, update)})
-        assert optimizer.learned is not None and float(optimizer.loss_scale) == (
-            1.0 if not half else pytest.approx(65627, 1e-3)
-        )
-        slopes.append(optimizer.learned.averages.clone())
+            trained.step(loss(trained.net, update))
+        assert (trained.optimizer.loss_scale > 2**16) == half
+        slopes.append(trained.rates.averages)
     close(slopes[1], slopes[0], rtol=1e-4)
 
 
@@ -253,13 +281,12 @@ def test_gradients_of_random_sign_move_a_rate_nowhere_in_the_mean():
     """Each rate walks at random: over 24 of them the mean has a deviation of 0.05 · sqrt(100) / sqrt(24) = 0.1."""
     ends = []
     for seed in range(24):
-        net, optimizer = make(ADAM, RateOptions(offset=0.0), warmup=0, lowest=1e-9, highest=1e9)
+        trained = Trained(ADAM, RateOptions(offset=0.0), warmup=0, lowest=1e-9, highest=1e9)
         generator = torch.Generator().manual_seed(seed)
         for update in range(100):
             sign = torch.randint(2, (), generator=generator) * 2 - 1
-            optimizer.step({"fit": sign * loss(net, 1000 * seed + update)})
-        assert optimizer.learned is not None
-        ends.append(float(optimizer.learned.log))
+            trained.step(sign * loss(trained.net, 1000 * seed + update))
+        ends.append(trained.log)
     assert abs(sum(ends) / len(ends)) < 0.3
     assert max(map(abs, ends)) > 0.05  # they did move
 
@@ -271,96 +298,104 @@ def test_gradients_of_random_sign_move_a_rate_nowhere_in_the_mean():
 @pytest.mark.parametrize("kind", ["laprop", "adam"])
 def test_a_rate_a_hundred_times_too_high_is_survived(kind):
     options = (CONSTANT if kind == "laprop" else ADAM).model_copy(update={"rate": 3.0, "agc": 0.0, "clip": 0.0})
-    net, optimizer = make(options, RateOptions(), warmup=5)
+    trained = Trained(options, RateOptions(), warmup=5)
     losses, restored = [], 0.0
     for update in range(300):
-        fit = loss(net, update).square()  # steep, so that it explodes
+        fit = loss(trained.net, update).square()  # steep, so that it explodes
         losses.append(float(fit.detach().mean()))
-        optimizer.step({"fit": fit})
-        restored += float(optimizer.rate_metrics()["meta/restored_net"])
-    assert bool(optimizer.weight.isfinite().all()) and restored
-    assert float(optimizer.rate) < 0.3
+        restored += float(trained.step(fit)["meta/restored_net"])
+    assert bool(trained.optimizer.weight.isfinite().all()) and restored
+    assert float(trained.optimizer.rate) < 0.3
     assert sum(losses[-20:]) / 20 < losses[0] < max(losses)
 
 
 @pytest.mark.usefixtures("both_ways")
 def test_the_guard_goes_back_to_sound_parameters_with_a_tenth_of_the_rate():
-    net, optimizer = make(CONSTANT, RateOptions(limit=2.0), warmup=1000)
-    assert optimizer.guard is not None
+    trained = Trained(CONSTANT, RateOptions(limit=2.0), warmup=1000)
+    optimizer, rates = trained.optimizer, trained.rates
+    assert optimizer.good is not None
+    found = []
     for update in range(150):
-        optimizer.step({"fit": loss(net, update)})
-    sound = optimizer.guard.good.clone()
-    assert optimizer.guard.kept >= INTERVAL and not torch.equal(sound, values(network()))
-    high = 10 * optimizer.guard.first
+        found.append(optimizer.weight.clone())
+        trained.step(loss(trained.net, update))
+    sound = optimizer.good.clone()
+    assert rates.kept >= INTERVAL and torch.equal(sound, found[int(rates.kept)])
+    high = 10 * rates.first.float()
     for update in range(PATIENCE - 1):
-        optimizer.step({"fit": loss(net, update) * 0 + high})
-    assert not torch.equal(optimizer.weight, sound) and optimizer.guard.failed == PATIENCE - 1
-    optimizer.step({"fit": loss(net, 0) * 0 + high}, when=torch.tensor(False))
-    assert optimizer.guard.failed == PATIENCE - 1  # a step that is not wanted says nothing
-    optimizer.step({"fit": loss(net, 0) * 0 + high})
+        trained.step(loss(trained.net, update) * 0 + high)
+    assert not torch.equal(optimizer.weight, sound) and rates.failed == PATIENCE - 1
+    trained.step(loss(trained.net, 0) * 0 + high, when=torch.tensor(False))
+    assert rates.failed == PATIENCE - 1  # a step that is not wanted says nothing
+    assert trained.step(loss(trained.net, 0) * 0 + high)["meta/restored_net"] == 1
     assert torch.equal(optimizer.weight, sound) and optimizer.count == 0 and not optimizer.moments[0].any()
     close(optimizer.rate, 0.001, rtol=1e-6)
-    assert optimizer.rate_metrics()["meta/restored_net"] == 1
-    optimizer.step({"fit": loss(net, 0)})
-    assert optimizer.rate_metrics()["meta/restored_net"] == 0 and optimizer.count == 1
+    assert trained.step(loss(trained.net, 0))["meta/restored_net"] == 0
+    assert optimizer.count == 1 and not torch.equal(optimizer.weight, sound)
 
 
 @pytest.mark.usefixtures("both_ways")
 def test_an_actor_is_guarded_against_numbers_that_are_not_finite_alone():
-    net, optimizer = make(CONSTANT, ActorRateOptions(), warmup=1000)
-    assert optimizer.guard is not None
+    trained = Trained(CONSTANT, ActorRateOptions(), warmup=1000)
     for factor in [1.0, *[1e6] * 10]:
-        optimizer.step({"fit": factor * loss(net, 0)})
-    assert optimizer.count == 11
+        trained.step(factor * loss(trained.net, 0))
+    assert trained.optimizer.count == 11
     for _ in range(PATIENCE):
-        optimizer.step({"fit": math.nan * loss(net, 0)})
-    assert optimizer.count == 0 and torch.equal(optimizer.weight, values(network()))
+        trained.step(math.nan * loss(trained.net, 0))
+    assert trained.optimizer.count == 0 and torch.equal(trained.optimizer.weight, values(network()))
+
+
+@pytest.mark.usefixtures("both_ways")
+def test_without_a_guard_nothing_is_kept():
+    trained = Trained(CONSTANT, RateOptions(), guard=False)
+    for _ in range(PATIENCE + 1):
+        trained.step(math.nan * loss(trained.net, 0))
+    assert trained.optimizer.good is None and trained.log == 0
 
 
 # --- saving ---
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_a_restored_rate_goes_on_as_if_nothing_had_happened(tmp_path):
-    net, optimizer = make(ADAM, RateOptions(), warmup=2)
+def test_restored_rates_go_on_as_if_nothing_had_happened(tmp_path):
+    mine, other = (Trained(ADAM, RateOptions(), warmup=2) for _ in range(2))
     for update in range(120):
-        optimizer.step({"fit": loss(net, update)})
-    torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+        mine.step(loss(mine.net, update))
+    parts = {"net": mine.net, "optimizer": mine.optimizer, "rates": mine.rates}
+    torch.save({name: part.state_dict() for name, part in parts.items()}, tmp_path / "state.pt")
     saved = torch.load(tmp_path / "state.pt", weights_only=True)
-    twin, other = make(ADAM, RateOptions(), warmup=2)
-    twin.load_state_dict(saved["net"])
-    other.load_state_dict(saved["optimizer"])
-    for update in range(120, 130):
-        for model, mine in ((net, optimizer), (twin, other)):
-            mine.step({"fit": loss(model, update)})
-        assert torch.equal(optimizer.rate, other.rate) and torch.equal(values(net), values(twin))
-    assert optimizer.rate != ADAM.rate
-    states = [pickled["guard"] | pickled["learned"] for pickled in (optimizer.state_dict(), other.state_dict())]
+    for part, name in ((other.net, "net"), (other.optimizer, "optimizer"), (other.rates, "rates")):
+        part.load_state_dict(saved[name])
+    assert other.optimizer.rate != ADAM.rate
+    for update in range(120, 230):  # beyond the next copy of the guard
+        for trained in (mine, other):
+            trained.step(loss(trained.net, update))
+        assert torch.equal(mine.optimizer.rate, other.optimizer.rate) and torch.equal(
+            values(mine.net), values(other.net)
+        )
+    states = [trained.rates.state_dict()["net"] for trained in (mine, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert mine.rates.kept > 120
 
 
 def test_rates_that_were_not_saved_begin_anew_from_the_parameters_that_were(caplog):
-    net = network(1)
-    plain = Optimizer("net", net.parameters(), ADAM, {"fit": 1.0})
-    plain.step({"fit": loss(net, 0)})
-    twin, other = make(ADAM, RateOptions())
-    twin.load_state_dict(net.state_dict())
+    trained, other = Trained(ADAM, RateOptions()), network(1)
+    trained.net.load_state_dict(other.state_dict())
     with caplog.at_level("INFO"):
-        other.load_state_dict(plain.state_dict())
-        plain.load_state_dict(other.state_dict())
+        trained.rates.load_state_dict({})
+        LearnedRates({}, {}, MetaOptions()).load_state_dict(trained.rates.state_dict())
     assert [record.getMessage() for record in caplog.records] == [
         "net: the rate is learned from here on",
         "net: the rate is as scheduled from here on",
     ]
-    assert other.guard is not None and torch.equal(other.guard.good, values(net)) and other.rate == plain.rate
+    assert trained.optimizer.good is not None and torch.equal(trained.optimizer.good, values(other))
 
 
 def test_a_damaged_state_of_a_rate_is_refused():
-    _, optimizer = make(ADAM, RateOptions())
-    state = optimizer.state_dict()
-    state["learned"]["averages"] = torch.zeros(3)
-    with pytest.raises(StoredDataError, match="net_optimizer.learned averages is"):
-        optimizer.load_state_dict(state)
-    del state["learned"]["averages"]
+    rates = Trained(ADAM, RateOptions()).rates
+    state = rates.state_dict()
+    state["net"]["averages"] = torch.zeros(3)
+    with pytest.raises(StoredDataError, match="learned_rates.net averages is"):
+        rates.check(state)
+    del state["net"]["averages"]
     with pytest.raises(StoredDataError, match="averages is missing"):
-        optimizer.load_state_dict(state)
+        rates.check(state)

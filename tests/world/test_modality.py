@@ -224,7 +224,9 @@ def test_tokens_of_mixed_observations_are_vectors_then_images():
 def test_an_unknown_network_is_refused_with_those_that_exist(monkeypatch, kind):
     types = {"encoder": "vector", "decoder": "vector"} | {kind: "lstm"}
     monkeypatch.setitem(MODALITY_CONFIGS, "lidar", ModalityConfig("lidar", (), 8, types["encoder"], types["decoder"]))
-    with pytest.raises(ConfigError, match=f"'lidar' has {kind}_type = 'lstm'; choose from image, text, audio, vector, or add"):
+    with pytest.raises(
+        ConfigError, match=f"'lidar' has {kind}_type = 'lstm'; choose from image, text, audio, vector, or add"
+    ):
         make_world({"lidar": ObservationSpec((16, 4), "float32")})
 
 
