@@ -15,6 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+
+from reverie.env import EnvOptions, spaces_of
+from tests.core import make_agent
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
@@ -375,3 +379,29 @@ def test_measurements_that_do_not_fit_are_named(gpu: ModuleType, tmp_path: Path)
     assert len(report.parts["updates"]) == 8
     assert {row["skipped"] for row in report.parts["updates"]} == {"no time left"}
     assert json.loads((tmp_path / "report.json").read_text())["updates"] == report.parts["updates"]
+
+
+def test_probe_reads_what_is_there_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    probe = importlib.import_module("probe")
+    torch.manual_seed(0)
+    fact, tried = torch.randint(3, (3000,)), torch.arange(3000) % 2 == 1
+    noise = torch.randn(3000, 20)
+    mixed = torch.nn.functional.one_hot(fact, 3).float() @ torch.randn(3, 20)
+    assert probe.read(mixed + 0.01 * noise, fact, tried)[0] == 1.0
+    right, guessed = probe.read(noise, fact, tried)
+    assert abs(right - 1 / 3) < 0.05 and abs(guessed - 1 / 3) < 0.05
+
+
+def test_probe_labels_every_step_with_what_its_episode_ended_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    probe = importlib.import_module("probe")
+    options = EnvOptions(name="tests.counting:CountingEnv", mode="inline")
+    observation, action = spaces_of(options)
+    agent = make_agent(observation, action)
+    features, facts, episode = probe.gather(agent, options, ["inner/count"], 5, 0)
+    assert features.shape == (len(facts), agent.world.sizes.features)
+    assert episode.unique().tolist() == [*range(episode.max() + 1)] and episode.max() >= 4  # some end together
+    for number in range(5):
+        own = facts[episode == number, 0]
+        assert (own == len(own) - 1).all()  # the first row is no step
