@@ -93,6 +93,7 @@ ENVIRONMENTS: dict[str, Callable[..., Any] | str] = {
     "highway": "reverie.env.highway:create",
     "minigrid": "reverie.env.minigrid:create",
     "pinpad": "reverie.env.pinpad:create",
+    "senses": "reverie.env.senses:create",
 }
 """Suite or custom name -> function that makes a `gymnasium.Env` (or a lazy ``module:callable``).
 
