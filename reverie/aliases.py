@@ -16,6 +16,8 @@ FLAT = {
     "value_coef": "behavior.value_scale",
     "num_options": "hierarchy.num_options",
     "curiosity_weight": "intrinsic.curiosity.weight",
+    "empowerment_k": "intrinsic.empowerment.steps",
+    "empowerment_weight": "intrinsic.empowerment.weight",
     "intrinsic_lr": "intrinsic.optimizer.rate",
     "precision": "agent.precision",
     "compile": "agent.compile",

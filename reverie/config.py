@@ -311,6 +311,7 @@ def _suggestion(path: str, value: Any) -> str:
         return f"sections are nested here: {json.dumps(nested)}"
     sections = {key.rpartition(".")[0] for key in known}
     likely = [key for key in known if (key in sections) == isinstance(value, Mapping)]
+    likely.sort(key=lambda key: -key.count("."))  # of keys that end alike, the least nested one is meant
     names = {alias: key for key in likely for alias in (key, key.rpartition(".")[2])}
     names |= {} if isinstance(value, Mapping) else {short: short for short in FLAT}
     return f"did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"

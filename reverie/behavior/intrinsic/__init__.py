@@ -15,18 +15,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from reverie.behavior.intrinsic.disagreement import Disagreement, DisagreementOptions
+from reverie.behavior.intrinsic.empowerment import Empowerment, EmpowermentOptions
 from reverie.behavior.intrinsic.icm import Icm, IcmOptions
+from reverie.behavior.intrinsic.pay import NONE, PayOptions
 from reverie.behavior.intrinsic.reward import IntrinsicReward
 from reverie.behavior.intrinsic.rnd import Rnd
 from reverie.behavior.intrinsic.sight import Setting, Sight
 from reverie.behavior.motive import Motive
-from reverie.behavior.streams import CONSTANT, Schedule, Stream
+from reverie.behavior.streams import Stream
 from reverie.errors import ConfigError
 from reverie.optim import PolicyOptimizerOptions
 from reverie.types import ActionSpec, Batch, Dream, Explained, Metrics, Options
-
-NONE = "none"
-"""In place of an intrinsic reward."""
 
 
 class IntrinsicOptimizerOptions(PolicyOptimizerOptions):
@@ -40,32 +39,13 @@ class IntrinsicOptimizerOptions(PolicyOptimizerOptions):
     """Added to the root of the averaged square."""
 
 
-class PayOptions(Options):
-    """What an intrinsic reward counts for: for the manager where there is one, else for the level that acts."""
-
-    kind: str = NONE
-    """Which one of `INTRINSIC`; `none` for nothing."""
-    weight: float = Field(default=0.1, ge=0)
-    """Weight of its advantages, which are over the spread of its returns. With 0 it is learned and shown alone."""
-    horizon: float = Field(default=100, gt=1)
-    """Discount, as an effective number of steps."""
-    episodic: bool = False
-    """Whether nothing is expected after an episode's end: then ending costs what there would have been to find."""
-    clip: float | None = Field(default=None, gt=0)
-    """Largest reward; left out, any."""
-    floor: float = Field(default=0.05, gt=0)
-    """Least spread of returns that its advantages are divided by."""
-    warmup: int = Field(default=200, ge=1)
-    """Updates that it learns for before it pays anything."""
-    schedule: Schedule = CONSTANT
-    """How its weight changes."""
-
-
 class IntrinsicOptions(Options):
     """Rewards that the agent makes for itself."""
 
     curiosity: PayOptions = PayOptions()
     """What is new: `icm`, `rnd`, `disagreement`, or another one of `INTRINSIC`."""
+    empowerment: EmpowermentOptions = EmpowermentOptions()
+    """Where the agent can decide a lot: `empowerment`."""
     optimizer: IntrinsicOptimizerOptions = IntrinsicOptimizerOptions()
     """How they are trained, all together."""
     every: int = Field(default=2, ge=1, le=1000)
@@ -87,21 +67,11 @@ class IntrinsicOptions(Options):
     @property
     def streams(self) -> dict[str, Stream]:
         """What whoever explores is paid for."""
-        return {
-            name: Stream(
-                pay.weight,
-                pay.horizon,
-                episodic=pay.episodic,
-                floor=pay.floor,
-                silent=True,
-                schedule=pay.schedule,
-            )
-            for name, pay in self.pay.items()
-        }
+        return {name: pay.stream for name, pay in self.pay.items()}
 
     @property
     def _all(self) -> dict[str, PayOptions]:
-        return {"curiosity": self.curiosity}
+        return {"curiosity": self.curiosity, "empowerment": self.empowerment}
 
     @model_validator(mode="after")
     def _is_known(self) -> IntrinsicOptions:
@@ -154,6 +124,7 @@ class Intrinsic(Motive):
 INTRINSIC: dict[str, Callable[[IntrinsicOptions, Setting], IntrinsicReward]] = {
     "icm": lambda options, setting: Icm(options.icm, setting),
     "rnd": lambda options, setting: Rnd(setting),
+    "empowerment": lambda options, setting: Empowerment(options.empowerment, setting),
     "disagreement": lambda options, setting: Disagreement(options.disagreement, setting),
 }
 """Every intrinsic reward, by the name that `PayOptions.kind` chooses it by."""
