@@ -44,7 +44,8 @@ from reverie.types import (
     action_width,
     cpu_copy,
 )
-from reverie.world.model import MultimodalWorldModel, WorldOptions
+from reverie.world.model import MultimodalWorldModel
+from reverie.world.options import WorldOptions
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +97,10 @@ class Agent(nn.Module):
         self.options, self.device = options, device
         self.compiles = compilation.repays(options.compile, device)  # whoever knows the run's length may decide anew
         observation, action = spaces
-        self.action_width = action_width(action)
-        self.spaces = describe(observation, action)
+        self.spaces, self.action_width = describe(observation, action), action_width(action)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.world = MultimodalWorldModel(world, observation, action)
+            self.world = MultimodalWorldModel(observation, action, world)
             sizes = self.world.sizes
             widths = {name: getattr(sizes, name) for name in ("features", "deter", "units", "bins")}
             streams = default_streams(behavior, hierarchy, intrinsic.streams)
@@ -189,7 +189,7 @@ class Agent(nn.Module):
         parameters as the explanation, before any group steps.
         """
         batch, generator = batch.to(self.device), self.generators["learn"]
-        latent_noise = torch.rand(*batch.reward.shape, self.world.sizes.stoch, generator=generator, device=self.device)
+        latent_noise = torch.rand(*batch.reward.shape, self.world.noise, generator=generator, device=self.device)
         with compilation.learning(self.compiles, self.options.compile), self.precision():
             latent, tokens, losses = self.world.loss(batch, latent_noise)
 

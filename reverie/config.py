@@ -32,7 +32,7 @@ from reverie.strict_json import parse, plain, read_file
 from reverie.trees import children, find, join, put, show
 from reverie.trust import refuse_code
 from reverie.types import Options
-from reverie.world.model import WorldOptions
+from reverie.world.options import WorldOptions
 
 LARGEST_NUMBER, LARGEST_COUNT = 1e9, 10**15
 """What no option needs to exceed: numbers are squared in single precision, and steps are added up."""

@@ -149,4 +149,4 @@ def open_loop(
     latents = [observed.at(t) for t in range(context)]
     for t in range(context, steps):
         latents.append(step(latents[-1], previous_action[:, t], latent_noise[:, t]))
-    return world.show(stack(latents))
+    return world.decode(stack(latents))

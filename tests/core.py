@@ -39,7 +39,8 @@ from reverie.types import (
     Step,
     action_width,
 )
-from reverie.world.model import MultimodalWorldModel, WorldOptions
+from reverie.world.model import MultimodalWorldModel
+from reverie.world.options import WorldOptions
 
 IMAGE = {"image": ObservationSpec((8, 8, 3), "uint8")}
 VECTORS = {
@@ -78,7 +79,7 @@ def make_world(
     **changes: Any,
 ) -> MultimodalWorldModel:
     torch.manual_seed(0)
-    return MultimodalWorldModel(SMALL.model_copy(update=changes), observation, action)
+    return MultimodalWorldModel(observation, action, SMALL.model_copy(update=changes))
 
 
 def make_agent(

@@ -27,7 +27,7 @@ TRUNCATION = 1.1368
 
 def initialise(weight: Tensor, fan_in: int, scale: float = 1.0) -> None:
     """Fills ``weight`` with a normal of variance ``scale**2 / fan_in``, cut at two of its deviations."""
-    if scale == 0.0:
+    if scale == 0.0 or not fan_in:
         nn.init.zeros_(weight)
         return
     deviation = TRUNCATION * scale / math.sqrt(fan_in)
@@ -45,6 +45,11 @@ class Linear(nn.Linear):
         super().__init__(inputs, sum(self.outputs))
         initialise(self.weight, inputs, scale)
         nn.init.zeros_(self.bias)
+
+    def reset_parameters(self) -> None:
+        """Leaves out what torch would do, and warn of, where there is no input."""
+        if self.in_features:
+            super().reset_parameters()
 
 
 def output_rows(network: nn.Module) -> dict[nn.Parameter, list[int]]:

@@ -182,7 +182,7 @@ def show_goals(agent: Agent, recording: Recording) -> dict[str, np.ndarray]:
     """The goals of a recording as the world model would see them, by key [T, ...]; empty where goals are no states."""
     if agent.behavior.goals is None or not agent.behavior.goals.paints:
         return {}
-    shown = agent.world.show(agent.world.prior_mode(torch.stack(recording.target)))
+    shown = agent.world.decode(agent.world.prior_mode(torch.stack(recording.target)))
     return {key: value.cpu().numpy() for key, value in shown.items()}
 
 

@@ -1,20 +1,23 @@
 """The world model: encoders, recurrent state-space model, decoders, and heads for reward and continuation.
 
 `MultimodalWorldModel.loss` explains a batch of replayed sequences (DreamerV3, section "World model learning");
-`RSSM.prior_step` dreams one step further.
+`RSSM.prior_step` dreams one step further. An agent learns inside it, but it also serves by itself, on any data that
+comes in sequences::
+
+    world = MultimodalWorldModel({"sound": MODALITY_CONFIGS["audio"], "text": MODALITY_CONFIGS["text"]})
+    latent, _, losses = world.loss(world.batch({"sound": sound, "text": text}))     # each [B, T, ...]
+    world.decode(latent)["text"], world.decode(world.imagine(latent.at(-1), actions))
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
-from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from jaxtyping import Float
-from pydantic import Field, model_validator
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
@@ -30,97 +33,51 @@ from reverie.types import (
     Latent,
     Losses,
     ObservationSpec,
-    Options,
     action_width,
     join,
     presence_key,
+    stack,
 )
+from reverie.world.fusion import FUSIONS
 from reverie.world.modality import modalities
-from reverie.world.modality.config import ModalityOptions
+from reverie.world.modality.config import ModalityConfig
+from reverie.world.options import WorldOptions
 from reverie.world.rssm import RSSM
-from reverie.world.sizes import PRESETS, Sizes
 
-
-class WorldOptions(Options):
-    """What the world model looks like and how its losses are weighed."""
-
-    size: Literal["tiny", "1m", "12m", "25m", "50m", "100m", "200m", "400m"] = "1m"
-    """One dial for all widths; the keys below that are not null replace single numbers of it."""
-    deter: int | None = Field(default=None, ge=8, le=65536)
-    """Width of the deterministic state."""
-    hidden: int | None = Field(default=None, ge=1, le=65536)
-    """Width of the layers inside the recurrent model."""
-    stoch: int | None = Field(default=None, ge=1, le=1024)
-    """Number of stochastic groups."""
-    classes: int | None = Field(default=None, ge=2, le=255)
-    """Classes of each stochastic group."""
-    units: int | None = Field(default=None, ge=1, le=65536)
-    """Width of encoders, decoders and heads."""
-    depth: int | None = Field(default=None, ge=1, le=4096)
-    """Channels of the image layers, in units of 2, 3, 4 and 4."""
-    embed_dim: int | None = Field(default=None, ge=1, le=65536)
-    """Width of a vector's tokens."""
-    layers: int | None = Field(default=None, ge=1, le=64)
-    """Layers of vector encoders and decoders."""
-    blocks: int | None = Field(default=None, ge=1, le=1024)
-    """Diagonal blocks of the recurrent core; must divide `deter`."""
-    bins: int | None = Field(default=None, ge=3, le=4095)
-    """Bins of two-hot heads (odd)."""
-    unimix: float = Field(default=0.01, ge=0, lt=1)
-    """Share of the uniform distribution in every latent."""
-    horizon: float = Field(default=333, gt=1)
-    """The continue head learns to predict (1 - terminal) * (1 - 1/horizon)."""
-    free_nats: float = Field(default=1.0, ge=0)
-    """KL below this is not trained."""
-    kl_scale: float = Field(default=1.0, ge=0)
-    """Multiplies both KL losses."""
-    dynamics_scale: float = Field(default=1.0, ge=0)
-    """Weight of the KL that trains the prior."""
-    representation_scale: float = Field(default=0.1, ge=0)
-    """Weight of the KL that trains the posterior."""
-    reconstruction_scale: float = Field(default=1.0, ge=0)
-    """Weight of every observation's prediction."""
-    modalities: dict[str, ModalityOptions] = {}
-    """Choices about single modalities, by name: `embed_dim`, `loss_scale`, and the `options` of their networks."""
-    reward_scale: float = Field(default=1.0, ge=0)
-    """Weight of the reward prediction."""
-    continue_scale: float = Field(default=1.0, ge=0)
-    """Weight of the continue prediction."""
-    gradient_checkpointing: bool = False
-    """Forget inner values and compute them again for the gradient: a longer update in much less memory."""
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> WorldOptions:
-        sizes = self.sizes
-        if sizes.deter % sizes.blocks:
-            raise ConfigError(f"world.blocks = {sizes.blocks}: should divide world.deter = {sizes.deter}")
-        if sizes.bins % 2 == 0:
-            raise ConfigError(f"world.bins = {sizes.bins}: should be odd, so that one bin is zero")
-        return self
-
-    @property
-    def sizes(self) -> Sizes:
-        """The preset with the single choices put in."""
-        chosen = {name: getattr(self, name) for name in Sizes.__dataclass_fields__ if name != "embed"}
-        chosen["embed"] = self.embed_dim
-        return replace(PRESETS[self.size], **{name: value for name, value in chosen.items() if value is not None})
+DEFAULTS = WorldOptions()
 
 
 class MultimodalWorldModel(nn.Module):
-    """Latents from observations, and predictions from latents."""
+    """Latents from observations, and predictions from latents.
+
+    ``active_modalities`` says what is observed, by key: an `ObservationSpec` as an environment gives it, or an entry of
+    `MODALITY_CONFIGS` for what is of its shape and dtype. Without ``action`` there is nothing to be done.
+    """
 
     bins: Tensor
 
-    def __init__(self, options: WorldOptions, observation: Mapping[str, ObservationSpec], action: ActionSpec):
+    def __init__(
+        self,
+        active_modalities: Mapping[str, ObservationSpec | ModalityConfig],
+        action: ActionSpec = (),
+        options: WorldOptions = DEFAULTS,
+    ):
         super().__init__()
-        self.options, self.sizes, self.observation = options, options.sizes, dict(observation)
+        self.options, self.sizes = options, options.sizes
+        self.observation = {
+            key: entry if isinstance(entry, ObservationSpec) else entry.observation
+            for key, entry in active_modalities.items()
+        }
         sizes, self.discount = self.sizes, 1.0 - 1.0 / options.horizon
-        groups = {modality.config.name: modality for modality in modalities(observation, options.modalities)}
+        groups = {modality.config.name: modality for modality in modalities(self.observation, options.modalities)}
+        self.keys = {name: list(group.keys) for name, group in groups.items()}
         self.loss_scales = {key: group.config.loss_scale for group in groups.values() for key in group.keys}
         self.encoders = nn.ModuleDict({name: group.encoder(sizes) for name, group in groups.items()})
         self.decoders = nn.ModuleDict({name: group.decoder(sizes) for name, group in groups.items()})
-        self.tokens = sum(int(encoder.width) for encoder in self.encoders.values())  # type: ignore[arg-type]
-        self.rssm = RSSM(self.tokens, action_width(action), sizes, options.unimix)
+        widths = [int(encoder.width) for encoder in self.encoders.values()]  # type: ignore[arg-type]
+        self.fusion = FUSIONS[options.fusion](widths, sizes.embed)
+        self.tokens, self.action_width = sum(widths), action_width(action)
+        self.rssm = RSSM(self.tokens, self.action_width, sizes, options.unimix)
         self.reward_head = MLP(sizes.features, sizes.units, 1, sizes.bins, scale=0.0)
         self.continue_head = MLP(sizes.features, sizes.units, 1, 1)
         self.register_buffer("bins", two_hot_bins(sizes.bins), persistent=False)
@@ -160,28 +117,99 @@ class MultimodalWorldModel(nn.Module):
 
     # --- from observations to latents ---
 
-    @compiled
-    def encode(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
-        """The tokens of all modalities, side by side."""
-        return torch.cat([encoder(obs) for encoder in self.encoders.values()], -1)
+    def batch(
+        self,
+        obs: Mapping[str, Any],
+        action: Float[Tensor, "B T A"] | None = None,
+        reward: Float[Tensor, "B T"] | None = None,
+        first: Bool[Tensor, "B T"] | None = None,
+    ) -> Batch:
+        """Sequences of a data set, as `loss` takes them: ``obs`` {key: [B, T, *shape]}, tensors or arrays.
 
-    def observe(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> tuple[Latent, Float[Tensor, "B T E"]]:
-        """The posterior [B, T] of replayed sequences, continued from their stored context, and the tokens it saw."""
+        What is observed but not given is missing. Without ``action`` nothing was done, without ``reward`` nothing was
+        gained, and without ``first`` each sequence begins an episode. Raises ConfigError for a key that is not known.
+        """
+        given = {key: torch.as_tensor(value) for key, value in obs.items()}
+        if not given.keys() & self.observation.keys() or given.keys() - self._known:
+            raise ConfigError(f"a batch of {sorted(given)}: the world model observes {sorted(self.observation)}")
+        rows, steps = next(iter(given.values())).shape[:2]
+        never = torch.zeros(rows, steps, dtype=torch.bool)
+        for key in self.observation.keys() - given.keys():
+            spec = self.observation[key]
+            given |= {key: torch.zeros(rows, steps, *spec.shape, dtype=getattr(torch, spec.dtype))}
+            given |= {presence_key(key): never}
+        return Batch(
+            obs=given,
+            action=torch.zeros(rows, steps, self.action_width) if action is None else action,
+            reward=torch.zeros(rows, steps) if reward is None else reward,
+            first=(torch.arange(steps) == 0).expand(rows, -1) if first is None else first,
+            last=never,
+            terminal=never,
+            slot=torch.arange(rows * steps).view(rows, steps),
+            context_action=torch.zeros(rows, self.action_width),
+            context_latent={name: value.cpu() for name, value in self.pack(self.initial(rows)).items()},
+        )
+
+    @property
+    def _known(self) -> set[str]:
+        return {name for key in self.observation for name in (key, presence_key(key))}
+
+    @property
+    def noise(self) -> int:
+        """Uniform numbers that `loss` takes for each step: one for each group and, to hide some, each modality."""
+        return self.sizes.stoch + (len(self.encoders) if self.options.modality_dropout else 0)
+
+    @compiled
+    def encode(
+        self, obs: Mapping[str, Tensor], seen: Bool[Tensor, "*batch M"] | None = None
+    ) -> Float[Tensor, "*batch E"]:
+        """What was observed as one token. ``seen`` hides modalities, in the order of ``encoders``."""
+        tokens = [encoder(obs) for encoder in self.encoders.values()]
+        present = [presence(keys, obs) for keys in self.keys.values()]
+        if seen is not None:
+            pairs = zip(present, seen.unbind(-1), strict=True)
+            present = [shown if there is None else there & shown for there, shown in pairs]
+        return self.fusion(tokens, present)
+
+    def observe(
+        self, batch: Batch, uniform: Float[Tensor, "B T noise"] | None = None
+    ) -> tuple[Latent, Float[Tensor, "B T E"]]:
+        """The posterior [B, T] of replayed sequences, continued from their stored context, and the tokens it saw.
+
+        Uniform numbers decide about latents and, where there are `noise` of them, about what is hidden. Left out, they
+        are drawn for the latents alone.
+        """
+        if uniform is None:
+            uniform = torch.rand(*batch.reward.shape, self.sizes.stoch, device=batch.reward.device)
+        seen, noise = None, uniform[..., : self.sizes.stoch].contiguous()
+        if uniform.shape[-1] > self.sizes.stoch:
+            seen = uniform[..., self.sizes.stoch :] >= self.options.modality_dropout
+            seen = seen[:, :1].expand(-1, seen.shape[1], -1)  # of a whole sequence
         deter, stoch = self.unpack(batch.context_latent)
         if not self.options.gradient_checkpointing:
-            tokens = self.encode(batch.obs)
-            return self.rssm.observe(tokens, batch.previous_action, batch.first, deter, stoch, uniform), tokens
-        tokens = torch.cat([checkpointed(self.encode, row.obs) for row in batch.rows()])
-        stretches, length = [], math.isqrt(uniform.shape[1])
-        pieces = (whole.split(length, 1) for whole in (tokens, batch.previous_action, batch.first, uniform))
-        for *seen, latent_noise in zip(*pieces, strict=True):
-            stretches.append(checkpointed(self.rssm.observe, *seen, deter, stoch, latent_noise))
+            tokens = self.encode(batch.obs, seen)
+            return self.rssm.observe(tokens, batch.previous_action, batch.first, deter, stoch, noise), tokens
+        shown = seen.split(1) if seen is not None else [None] * len(batch.reward)
+        tokens = torch.cat(
+            [checkpointed(self.encode, row.obs, part) for row, part in zip(batch.rows(), shown, strict=True)]
+        )
+        stretches, length = [], math.isqrt(noise.shape[1])
+        pieces = (whole.split(length, 1) for whole in (tokens, batch.previous_action, batch.first, noise))
+        for *given, latent_noise in zip(*pieces, strict=True):
+            stretches.append(checkpointed(self.rssm.observe, *given, deter, stoch, latent_noise))
             end = stretches[-1].at(-1)
             deter, stoch = end.deter, end.stoch
         return join(stretches), tokens
 
-    def loss(self, batch: Batch, uniform: Float[Tensor, "B T S"]) -> tuple[Latent, Float[Tensor, "B T E"], Losses]:
-        """Explains a batch: the posterior, the tokens without gradient, and one loss [B, T] per name in `scales`."""
+    def loss(
+        self, batch: Batch, uniform: Float[Tensor, "B T noise"] | None = None
+    ) -> tuple[Latent, Float[Tensor, "B T E"], Losses]:
+        """Explains a batch: the posterior, the tokens without gradient, and one loss [B, T] per name in `scales`.
+
+        ``uniform`` is as in `observe`, but drawn with all its `noise` where it is left out.
+        """
+        if uniform is None:
+            uniform = torch.rand(*batch.reward.shape, self.noise, device=batch.reward.device)
         latent, tokens = self.observe(batch, uniform)
         if not self.options.gradient_checkpointing:
             return latent, tokens.detach(), self.explain(latent, batch)
@@ -240,12 +268,27 @@ class MultimodalWorldModel(nn.Module):
         logits = self.rssm.prior_logits(deter)
         return Latent(deter, one_hot(logits.argmax(-1), self.sizes.classes), logits)
 
-    def show(self, latent: Latent) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def imagine(self, latent: Latent, actions: Float[Tensor, "N H A"]) -> Latent:
+        """The points [N, H+1, ...] of a walk from states [N, ...], with latents drawn by chance."""
+        points, step = [latent], self.rssm.prior_step()
+        for action in actions.unbind(1):
+            points.append(step(points[-1], action, torch.rand(latent.logits.shape[:-1], device=action.device)))
+        return stack(points)
+
+    def decode(self, latent: Latent) -> dict[str, Tensor]:
         """What the model sees in a latent [*batch]: every observation key in its own units and dtype."""
         shown: dict[str, Tensor] = {}
         for decoder in self.decoders.values():
             shown |= decoder.show(latent)  # type: ignore[operator]
         return shown
+
+
+def presence(keys: Sequence[str], obs: Mapping[str, Tensor]) -> Bool[Tensor, "*batch"] | None:
+    """Whether any of these observations is there; None where one always is."""
+    flags = [obs.get(presence_key(key)) for key in keys]
+    known = [flag for flag in flags if flag is not None]
+    return torch.stack(known).any(0) if len(known) == len(flags) else None
 
 
 def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:

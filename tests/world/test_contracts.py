@@ -241,9 +241,8 @@ def test_what_cannot_be_read_as_text_is_refused(spec, options, complaint):
 
 
 def test_pitch_is_that_of_the_mel_scale():
-    close(mel(1000.0), 999.9855)
-    close(mel(700.0), 2595 * math.log10(2))
-    close(mel(0.0), 0.0)
+    assert mel(1000.0) == pytest.approx(999.9855)
+    assert mel(700.0) == pytest.approx(781.1728) and mel(0.0) == 0.0
 
 
 def test_bands_are_triangles_in_order_and_each_hears_something():
@@ -252,7 +251,7 @@ def test_bands_are_triangles_in_order_and_each_hears_something():
     centres = filters.argmax(1)
     assert bool((centres.diff() >= 0).all()) and centres[-1] < 128
     wide = mel_filters(4, 1001, 16_000)  # edges at 0, 568, 1136, ... mel: each peak is where its neighbours end
-    edge = 700 * (10 ** (float(mel(8000.0)) / 5 * 2 / 2595) - 1)
+    edge = 700 * (10 ** (mel(8000.0) / 5 * 2 / 2595) - 1)
     bin_ = round(edge / 8)
     assert wide[1, bin_] > 0.99 and wide[0, bin_] < 0.01 and wide[2, bin_] < 0.01
 

@@ -13,7 +13,7 @@ from reverie.types import Latent, ObservationSpec
 from reverie.world.modality import MODALITY_CONFIGS, ModalityConfig, ModalityOptions, modalities
 from reverie.world.modality.image import ImageDecoder, ImageEncoder, plan
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder
-from reverie.world.model import WorldOptions
+from reverie.world.options import WorldOptions
 from reverie.world.sizes import Sizes
 from tests.core import IMAGE, VECTORS, close, draw, fill, make_batch, make_world, shake, uniform
 
@@ -224,9 +224,8 @@ def test_tokens_of_mixed_observations_are_vectors_then_images():
 def test_an_unknown_network_is_refused_with_those_that_exist(monkeypatch, kind):
     types = {"encoder": "vector", "decoder": "vector"} | {kind: "lstm"}
     monkeypatch.setitem(MODALITY_CONFIGS, "lidar", ModalityConfig("lidar", (), 8, types["encoder"], types["decoder"]))
-    with pytest.raises(
-        ConfigError, match=f"'lidar' has {kind}_type = 'lstm'; choose from image, text, audio, vector, or add"
-    ):
+    known = "choose from image, text, audio, vector, or add it to"
+    with pytest.raises(ConfigError, match=f"'lidar' has {kind}_type = 'lstm'; {known}"):
         make_world({"lidar": ObservationSpec((16, 4), "float32")})
 
 

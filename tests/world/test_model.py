@@ -10,7 +10,8 @@ from torch import Tensor
 from reverie.behavior.actor_critic import ActorCritic
 from reverie.errors import ConfigError
 from reverie.types import ActionPart, ActionSpec, ObservationSpec
-from reverie.world.model import MultimodalWorldModel, WorldOptions
+from reverie.world.model import MultimodalWorldModel
+from reverie.world.options import WorldOptions
 from tests.core import IMAGE, VECTORS, close, make_batch, make_level, make_world, shake, uniform
 
 # --- parameter counts ---
@@ -44,7 +45,7 @@ def numbers(module: torch.nn.Module) -> int:
 def build(size: str, task: str) -> tuple[MultimodalWorldModel, ActorCritic]:
     observation, action = TASKS[task]
     with torch.device("meta"):
-        world = MultimodalWorldModel(WorldOptions.model_validate({"size": size}), observation, action)
+        world = MultimodalWorldModel(observation, action, WorldOptions.model_validate({"size": size}))
         sizes = world.sizes
         return world, make_level(inputs=sizes.features, action=action, units=sizes.units, bins=sizes.bins)
 

@@ -2,12 +2,13 @@
 
 A *modality* is one encoder and one decoder over a group of observation keys. A key is of the modality that its ``kind``
 names. Without a kind it is of the one that is called like the key, or else of the last one in `MODALITY_CONFIGS` that
-claims it. A new modality is two classes and three dict entries, in any file.
+claims it. A new modality is two modules and three dict entries, in any file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -17,7 +18,9 @@ from reverie.errors import ConfigError
 from reverie.types import Latent, ObservationSpec
 from reverie.world.modality.audio import AudioDecoder, AudioEncoder
 from reverie.world.modality.config import ModalityConfig, ModalityOptions
+from reverie.world.modality.each import EachDecoder, EachEncoder
 from reverie.world.modality.image import ImageDecoder, ImageEncoder
+from reverie.world.modality.plain import PlainReader, PlainWriter, is_plain
 from reverie.world.modality.text import TextDecoder, TextEncoder
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder
 from reverie.world.sizes import Sizes
@@ -71,8 +74,22 @@ def says_so(spec: ObservationSpec) -> bool:
     return False
 
 
-ENCODERS: dict[str, type] = {"image": ImageEncoder, "text": TextEncoder, "audio": AudioEncoder, "vector": VectorEncoder}
-DECODERS: dict[str, type] = {"image": ImageDecoder, "text": TextDecoder, "audio": AudioDecoder, "vector": VectorDecoder}
+Network = Callable[..., nn.Module]
+
+ENCODERS: dict[str, Network] = {
+    "image": ImageEncoder,
+    "text": TextEncoder,
+    "audio": AudioEncoder,
+    "vector": VectorEncoder,
+}
+"""An `Encoder`, or a module that is made without arguments (`PlainReader` says what it does)."""
+DECODERS: dict[str, Network] = {
+    "image": ImageDecoder,
+    "text": TextDecoder,
+    "audio": AudioDecoder,
+    "vector": VectorDecoder,
+}
+"""A `Decoder`, or a module that is made without arguments (`PlainWriter` says what it does)."""
 MODALITY_CONFIGS: dict[str, ModalityConfig] = {
     "vector": ModalityConfig("vector", (779,), 0, "vector", "vector", claims=is_anything),
     "image": ModalityConfig("image", (3, 64, 64), 0, "image", "image", "uint8", claims=is_image),
@@ -89,17 +106,28 @@ class Modality:
     keys: dict[str, ObservationSpec]
 
     def encoder(self, sizes: Sizes) -> nn.Module:
-        return self._network("encoder", ENCODERS, sizes)
+        """What reads the keys. Raises ConfigError where it is not registered, or cannot."""
+        network, config = self._registered("encoder", ENCODERS), self._with_width(sizes)
+        if is_plain(network):
+            return EachEncoder(self.keys, sizes, config, functools.partial(PlainReader, network))
+        return network(self.keys, sizes, config)
 
     def decoder(self, sizes: Sizes) -> nn.Module:
-        return self._network("decoder", DECODERS, sizes)
+        """What predicts the keys. Raises ConfigError where it is not registered, or cannot."""
+        network, config = self._registered("decoder", DECODERS), self._with_width(sizes)
+        if is_plain(network):
+            return EachDecoder(self.keys, sizes, config, functools.partial(PlainWriter, network))
+        return network(self.keys, sizes, config)
 
-    def _network(self, part: str, networks: Mapping[str, type], sizes: Sizes) -> nn.Module:
+    def _registered(self, part: str, networks: Mapping[str, Network]) -> Network:
         name = getattr(self.config, f"{part}_type")
         if name not in networks:
             raise ConfigError(f"modality '{self.config.name}' has {part}_type = {name!r}; choose from "
                               f"{', '.join(networks)}, or add it to {part.upper()}S")  # fmt: skip
-        return networks[name](self.keys, sizes, replace(self.config, embed_dim=self.config.embed_dim or sizes.embed))
+        return networks[name]
+
+    def _with_width(self, sizes: Sizes) -> ModalityConfig:
+        return replace(self.config, embed_dim=self.config.embed_dim or sizes.embed)
 
 
 def modalities(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -141,10 +142,12 @@ def initialised(convolution: nn.Conv1d | nn.ConvTranspose1d, fan_in: int) -> nn.
 class AudioEncoder(EachEncoder):
     """Hears every sound by itself."""
 
-    reader = AudioReader
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
+        super().__init__(keys, sizes, config, AudioReader)
 
 
 class AudioDecoder(EachDecoder):
     """Predicts every sound by itself."""
 
-    writer = AudioWriter
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
+        super().__init__(keys, sizes, config, AudioWriter)

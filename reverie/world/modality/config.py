@@ -45,6 +45,11 @@ class ModalityConfig:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the networks let one choose, by name."""
 
+    @property
+    def observation(self) -> ObservationSpec:
+        """What is observed where no environment says it."""
+        return ObservationSpec(self.input_shape, self.dtype, kind=self.name)
+
     def changed(self, choices: ModalityOptions) -> ModalityConfig:
         """The entry with what a configuration chooses put in."""
         chosen = {name: getattr(choices, name) for name in ("embed_dim", "loss_scale")}

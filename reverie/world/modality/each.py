@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,14 +28,18 @@ class Draws(Protocol):
 
 
 class EachEncoder(nn.Module):
-    """Tokens of all keys side by side. ``reader`` makes of an observation [*batch, *shape] a token [*batch, width]."""
+    """Tokens of all keys side by side. ``reader`` makes what reads an observation [*batch, *shape] into a token."""
 
-    reader: Callable[[ObservationSpec, Sizes, ModalityConfig], nn.Module]
-
-    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
+    def __init__(
+        self,
+        keys: Mapping[str, ObservationSpec],
+        sizes: Sizes,
+        config: ModalityConfig,
+        reader: Callable[..., nn.Module],
+    ):
         super().__init__()
         self.keys = sorted(keys)
-        self.readers = nn.ModuleList(type(self).reader(keys[key], sizes, config) for key in self.keys)
+        self.readers = nn.ModuleList(reader(keys[key], sizes, config) for key in self.keys)
         self.width = sum(int(reader.width) for reader in self.readers)  # type: ignore[arg-type]
 
     def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
@@ -43,14 +47,18 @@ class EachEncoder(nn.Module):
 
 
 class EachDecoder(nn.Module):
-    """Predicts each key by itself, by what ``writer`` makes."""
+    """Predicts each key by itself, by what ``writer`` makes, which is a `Draws`."""
 
-    writer: Callable[[ObservationSpec, Sizes, ModalityConfig], Any]
-
-    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
+    def __init__(
+        self,
+        keys: Mapping[str, ObservationSpec],
+        sizes: Sizes,
+        config: ModalityConfig,
+        writer: Callable[..., nn.Module],
+    ):
         super().__init__()
         self.keys = sorted(keys)
-        self.writers = nn.ModuleList(type(self).writer(keys[key], sizes, config) for key in self.keys)
+        self.writers = nn.ModuleList(writer(keys[key], sizes, config) for key in self.keys)
 
     @property
     def _named(self) -> dict[str, Draws]:

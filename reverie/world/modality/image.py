@@ -1,11 +1,13 @@
 """Images: a convolutional encoder that halves by max-pooling, and a decoder that grows them back.
 
-Images arrive as uint8 [*, H, W, C] and become numbers here, nowhere else. Several image keys are stacked on channels.
+Images arrive as uint8 [*, H, W, C], or with their channels first, and become numbers here, nowhere else. Several image
+keys are stacked on channels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import gcd
 
 import torch
@@ -57,10 +59,23 @@ def plan(keys: Mapping[str, ObservationSpec], depth: int) -> tuple[list[int], in
     return channels, height, width
 
 
+def channels_last(spec: ObservationSpec) -> ObservationSpec:
+    """The spec of images [H, W, C], also where it has its channels first: no side is as short as those are few."""
+    first = len(spec.shape) == 3 and spec.shape[0] < 2 * SMALLEST
+    return replace(spec, shape=(*spec.shape[1:], spec.shape[0])) if first else spec
+
+
+def brightness(images: Tensor, spec: ObservationSpec) -> Float[Tensor, "*batch H W C"]:
+    """Bytes, or floats between 0 and 1, as numbers between 0 and 1, whichever axis has the channels."""
+    if images.shape[-3:] != spec.shape:
+        images = images.movedim(-3, -1)
+    return images if images.is_floating_point() else images.float() / 255.0
+
+
 def stack(obs: Mapping[str, Tensor], keys: Mapping[str, ObservationSpec]) -> Float[Tensor, "*batch C H W"]:
     """All images in [0, 1], channels first (and last in memory)."""
-    images = torch.cat([obs[key] for key in keys], -1) if len(keys) > 1 else obs[next(iter(keys))]
-    return (images.float() / 255.0).movedim(-1, -3)
+    images = [brightness(obs[key], spec) for key, spec in keys.items()]
+    return (torch.cat(images, -1) if len(images) > 1 else images[0]).movedim(-1, -3)
 
 
 class ImageEncoder(nn.Module):
@@ -68,10 +83,10 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__()
-        self.keys = dict(sorted(keys.items()))
-        channels, height, width = plan(keys, sizes.depth)
+        self.keys = {key: channels_last(spec) for key, spec in sorted(keys.items())}
+        channels, height, width = plan(self.keys, sizes.depth)
         self.width = height * width * channels[-1]
-        previous, stages = sum(spec.shape[2] for spec in keys.values()), []
+        previous, stages = sum(spec.shape[2] for spec in self.keys.values()), []
         for outputs in channels:
             stages += [Convolution(previous, outputs), MaxPool(), ChannelNormSiLU(outputs)]
             previous = outputs
@@ -92,9 +107,10 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__()
-        self.keys = dict(sorted(keys.items()))
+        self.shapes = {key: spec.shape for key, spec in keys.items()}
+        self.keys = {key: channels_last(spec) for key, spec in sorted(keys.items())}
         self.channels = [spec.shape[2] for spec in self.keys.values()]
-        channels, self.height, self.side = plan(keys, sizes.depth)
+        channels, self.height, self.side = plan(self.keys, sizes.depth)
         area, self.top = self.height * self.side, channels[-1]
         self.blocks = gcd(sizes.blocks, self.top)  # each paints equally many channels
         self.from_deter = BlockLinear(sizes.deter, area * self.top, self.blocks)
@@ -121,9 +137,11 @@ class ImageDecoder(nn.Module):
 
     def loss(self, latent: Latent, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Squared error summed over height, width and channels."""
-        prediction = self(latent)
-        return {key: (prediction[key] - obs[key].float() / 255.0).square().sum((-3, -2, -1)) for key in self.keys}
+        errors = {key: image - brightness(obs[key], self.keys[key]) for key, image in self(latent).items()}
+        return {key: error.square().sum((-3, -2, -1)) for key, error in errors.items()}
 
     def show(self, latent: Latent) -> dict[str, Tensor]:
-        """Pictures uint8 [*batch, H, W, C]."""
-        return {key: (image * 255.0).round().to(torch.uint8) for key, image in self(latent).items()}
+        """Pictures uint8 [*batch, *shape]."""
+        shown = {key: (image * 255.0).round().to(torch.uint8) for key, image in self(latent).items()}
+        first = {key for key, spec in self.keys.items() if spec.shape != self.shapes[key]}
+        return {key: image.movedim(-1, -3) if key in first else image for key, image in shown.items()}

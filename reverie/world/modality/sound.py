@@ -34,9 +34,9 @@ def from_waveform(waveform: Tensor, dtype: str) -> Tensor:
     return scaled.round().clamp(torch.iinfo(kind).min, torch.iinfo(kind).max).to(kind)
 
 
-def mel(frequency: float | Tensor) -> Tensor:
+def mel(frequency: float) -> float:
     """Pitch on the mel scale, of Hz (O'Shaughnessy 1987)."""
-    return 2595.0 * torch.log10(1.0 + torch.as_tensor(frequency) / 700.0)
+    return 2595.0 * math.log10(1.0 + frequency / 700.0)
 
 
 def mel_filters(bands: int, bins: int, rate: float) -> Float[Tensor, "bands bins"]:
@@ -45,7 +45,7 @@ def mel_filters(bands: int, bins: int, rate: float) -> Float[Tensor, "bands bins
     A low band is never narrower than a bin, so that each one hears something.
     """
     frequency = torch.linspace(0.0, rate / 2, bins)
-    pitch = torch.linspace(0.0, float(mel(rate / 2)), bands + 2)
+    pitch = torch.linspace(0.0, mel(rate / 2), bands + 2)
     edge = 700.0 * (10.0 ** (pitch / 2595.0) - 1.0)
     low, centre, high = edge[:-2, None], edge[1:-1, None], edge[2:, None]
     narrowest = rate / 2 / (bins - 1)

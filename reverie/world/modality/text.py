@@ -9,6 +9,8 @@ data, so a compiled function and other devices do it for all, and count the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from pydantic import Field
@@ -155,10 +157,12 @@ def depends_on_data(tensor: Tensor) -> bool:
 class TextEncoder(EachEncoder):
     """Reads every text by itself."""
 
-    reader = TextReader
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
+        super().__init__(keys, sizes, config, TextReader)
 
 
 class TextDecoder(EachDecoder):
     """Writes every text by itself."""
 
-    writer = TextWriter
+    def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
+        super().__init__(keys, sizes, config, TextWriter)
