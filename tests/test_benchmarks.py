@@ -405,3 +405,56 @@ def test_probe_labels_every_step_with_what_its_episode_ended_with(monkeypatch: p
     for number in range(5):
         own = facts[episode == number, 0]
         assert (own == len(own) - 1).all()  # the first row is no step
+
+
+# --- learned rates ---
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("rates")
+
+
+def test_share_of_a_gap_that_is_regained_has_an_interval_over_seeds(rates: ModuleType) -> None:
+    assert rates.regained([4.0, 4.0], [1.0, 1.0], [0.0, 0.0]) == (0.75, 0.75, 0.75)
+    share, low, high = rates.regained([4.0, 6.0, 5.0], [1.0, 3.0, 2.0], [0.0, 0.0, 0.0])
+    assert share == pytest.approx(0.6) and 0.5 <= low < share < high <= 0.75
+    assert rates.noisy([1.0, 0.0, 2.0], [1.1, 0.2, 1.8]) and not rates.noisy([4.0, 4.1], [0.0, 0.0])
+
+
+def test_table_compares_with_the_fixed_arms_of_the_same_start(rates: ModuleType) -> None:
+    areas = {("fixed", 1.0): 1.0, ("fixed", 0.1): 5.0, ("fixed", 10.0): 1.0, ("adam", 1.0): 1.1, ("adam", 0.1): 2.0}
+    areas |= {("adam", 10.0): 0.5}
+    arms = [rates.Arm("rate", way, start, [area, area], [[1.0]]) for (way, start), area in areas.items()]
+    said = [line.split(" | ")[-1].removesuffix(" |") for line in rates.table(arms)][2:]
+    assert said == ["", "", "", "+10.0% against fixed", "75% (75% to 75%)",
+                    "no gap beyond noise; -50.0% against fixed"]  # fmt: skip
+
+
+def test_runs_with_wrong_rates_are_planned_by_their_names(rates: ModuleType) -> None:
+    planned = rates.plan("pendulum")
+    assert len(planned) == 2 + 4 * 2 * 2
+    learning = importlib.import_module("learning")
+    config = learning.Run(planned["world", "learned", 10.0], 3).config()
+    tuned = rates.load("pendulum")
+    assert config.agent.world_optimizer.rate == pytest.approx(10 * tuned.agent.world_optimizer.rate)
+    assert config.agent.actor_optimizer == tuned.agent.actor_optimizer
+    assert config.meta.enabled and config.run.seed == 3
+    assert not learning.Run(planned["all", "fixed", 1.0], 0).config().meta.enabled
+
+
+def test_toy_regains_a_wrong_start_and_draws_what_it_saw(
+    rates: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(rates, "UPDATES", 200)
+    monkeypatch.setattr(rates, "STARTS", (0.1, 1.0))
+    monkeypatch.setattr(rates, "RULES", {name: rates.RULES[name] for name in ("fixed", "sign")})
+    monkeypatch.setattr(rates.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(rates, "RESULTS", tmp_path)
+    arms = rates.toy("laprop", 2)
+    rates.report("toy", arms, "here")
+    area = {(arm.way, arm.start): np.mean(arm.area) for arm in arms}
+    assert area["fixed", 1.0] < area["sign", 0.1] < area["fixed", 0.1]
+    assert "| rate | x0.1 | sign |" in (tmp_path / "rates_toy.md").read_text()
+    assert len(json.loads((tmp_path / "rates_toy.json").read_text())["arms"]) == 4

@@ -26,6 +26,7 @@ from reverie.behavior.flat import Flat
 from reverie.behavior.hierarchy import Hierarchy
 from reverie.config import Config
 from reverie.env import VectorEnv
+from reverie.learned_rates import LearnedRates
 from reverie.optim import Optimizer
 from reverie.replay import SequenceReplayBuffer
 from reverie.run import plots
@@ -49,7 +50,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
         *[(ActorCritic, "update_slow_critic"), (ActorCritic, "adapt_entropy")],
     ],
     "gradients": [(torch.Tensor, "backward")],
-    "optimizer": [(Optimizer, "_descend")],
+    "optimizer": [(Optimizer, "_descend"), (LearnedRates, "learn")],
     "logging": [(Logger, "write"), (Logger, "episode")],
 }
 """Every part and the functions that it consists of. Time inside a nested part counts there alone."""
