@@ -26,7 +26,7 @@ RIDGE = 1e-2
 
 @torch.no_grad()
 def gather(agent: Agent, options: EnvOptions, facts: list[str], episodes: int, seed: int) -> tuple[Tensor, ...]:
-    """Of every step of so many whole episodes or more: the latent's features [n, F], facts [n, facts], the episode [n]."""
+    """Of all steps of whole episodes, so many or more: latent features [n, F], facts [n, facts], the episode [n]."""
     options = with_mode(options.model_copy(update={"info_metrics": dict.fromkeys(facts, "last")}))
     envs = make_vector(options, seed, envs=min(episodes, 32))
     player = Player(envs, agent, torch.Generator(agent.device).manual_seed(seed))
