@@ -7,6 +7,7 @@ Shape letters, used in every annotation of the package::
     E environments   B sequences   T replay steps   N dreams   H imagined steps   R rollouts   L rollout edges
     A action width   D deterministic state   S x C stochastic groups x classes   F = D + S*C features
     K steps per goal   M = H/K goals per dream   G goal code   W goal target   Q reward streams
+    X width of encoded observations   V width of features that intrinsic rewards see
 
 Batch first, time second, everywhere. A path of H transitions has H+1 *points* (latent, continue
 probability) and H *edges* (action, log-probability, reward); no other length exists::
@@ -259,7 +260,7 @@ class Explained:
     """What the world model made of a batch, without gradient: what motives learn from."""
 
     latent: Latent
-    tokens: Float[Tensor, "B T E"]
+    tokens: Float[Tensor, "B T X"]
     """What was observed, encoded, and nothing of what preceded it."""
     walk: Walk
     """How the world model goes on from any state."""

@@ -25,7 +25,7 @@ class Concat(nn.Module):
         super().__init__()
         self.width = sum(widths)
 
-    def forward(self, tokens: Sequence[Tensor], present: Sequence[Presence]) -> Float[Tensor, "*batch E"]:
+    def forward(self, tokens: Sequence[Tensor], present: Sequence[Presence]) -> Float[Tensor, "*batch X"]:
         pairs = zip(tokens, present, strict=True)
         return torch.cat([token if here is None else token * here[..., None] for token, here in pairs], -1)
 
@@ -46,7 +46,7 @@ class CrossModalAttention(nn.Module):
         self.norm, self.attention = Norm(embed), Attention(embed, self.heads)
         self.outputs = nn.ModuleList(Linear(embed, width, scale=0.0) for width in widths)
 
-    def forward(self, tokens: Sequence[Tensor], present: Sequence[Presence]) -> Float[Tensor, "*batch E"]:
+    def forward(self, tokens: Sequence[Tensor], present: Sequence[Presence]) -> Float[Tensor, "*batch X"]:
         batch = tokens[0].shape[:-1]
         rows = [
             token.flatten(0, -2) if here is None else torch.where(here[..., None], token, absent).flatten(0, -2)

@@ -162,7 +162,7 @@ class MultimodalWorldModel(nn.Module):
     @compiled
     def encode(
         self, obs: Mapping[str, Tensor], seen: Bool[Tensor, "*batch M"] | None = None
-    ) -> Float[Tensor, "*batch E"]:
+    ) -> Float[Tensor, "*batch X"]:
         """What was observed as one token. ``seen`` hides modalities, in the order of ``encoders``."""
         tokens = [encoder(obs) for encoder in self.encoders.values()]
         present = [presence(keys, obs) for keys in self.keys.values()]
@@ -173,7 +173,7 @@ class MultimodalWorldModel(nn.Module):
 
     def observe(
         self, batch: Batch, uniform: Float[Tensor, "B T noise"] | None = None
-    ) -> tuple[Latent, Float[Tensor, "B T E"]]:
+    ) -> tuple[Latent, Float[Tensor, "B T X"]]:
         """The posterior [B, T] of replayed sequences, continued from their stored context, and the tokens it saw.
 
         Uniform numbers decide about latents and, where there are `noise` of them, about what is hidden. Left out, they
@@ -203,7 +203,7 @@ class MultimodalWorldModel(nn.Module):
 
     def loss(
         self, batch: Batch, uniform: Float[Tensor, "B T noise"] | None = None
-    ) -> tuple[Latent, Float[Tensor, "B T E"], Losses]:
+    ) -> tuple[Latent, Float[Tensor, "B T X"], Losses]:
         """Explains a batch: the posterior, the tokens without gradient, and one loss [B, T] per name in `scales`.
 
         ``uniform`` is as in `observe`, but drawn with all its `noise` where it is left out.

@@ -96,7 +96,7 @@ class RSSM(nn.Module):
 
     def observe(
         self,
-        tokens: Float[Tensor, "B T E"],
+        tokens: Float[Tensor, "B T X"],
         previous_action: Float[Tensor, "B T A"],
         first: Bool[Tensor, "B T"],
         deter: Float[Tensor, "B D"],

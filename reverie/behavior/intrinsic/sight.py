@@ -78,7 +78,7 @@ class Sight(nn.Module):
         self.inverse = MLP(2 * width, units, 1, setting.width)
         self.outcome = MLP(setting.features, units, 1, width) if outcome else None
 
-    def phi(self, tokens: Float[Tensor, "*batch E"]) -> Float[Tensor, "*batch V"]:
+    def phi(self, tokens: Float[Tensor, "*batch X"]) -> Float[Tensor, "*batch V"]:
         """The features of encoded observations."""
         return F.layer_norm(self.encoder(tokens), (self.setting.outcome,))
 

@@ -94,7 +94,7 @@ class AudioReader(Sound):
         self.convolutions = nn.Sequential(*layers)
         self.output = MLP(inputs * self.start, self.width, 1)
 
-    def forward(self, samples: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch E"]:
+    def forward(self, samples: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch X"]:
         x = self.represent(samples)
         x = nn.functional.pad(x, (0, self.start * self.stride**self.stages - self.length))
         batch = samples.shape[: samples.ndim - len(self.shape)]

@@ -42,7 +42,7 @@ class EachEncoder(nn.Module):
         self.readers = nn.ModuleList(reader(keys[key], sizes, config) for key in self.keys)
         self.width = sum(int(reader.width) for reader in self.readers)  # type: ignore[arg-type]
 
-    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
+    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch X"]:
         return torch.cat([reader(obs[key]) for key, reader in zip(self.keys, self.readers, strict=True)], -1)
 
 

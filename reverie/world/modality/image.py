@@ -92,7 +92,7 @@ class ImageEncoder(nn.Module):
             previous = outputs
         self.stages = nn.Sequential(*stages)
 
-    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
+    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch X"]:
         images = stack(obs, self.keys) - 0.5
         batch = images.shape[:-3]
         maps = self.stages(images.flatten(0, -4))

@@ -37,7 +37,7 @@ class PlainReader(nn.Module):
                               f"observation {list(self.shape)}, not one axis of numbers")  # fmt: skip
         self.width = found[0]
 
-    def forward(self, value: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch E"]:
+    def forward(self, value: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch X"]:
         batch = value.shape[: value.ndim - len(self.shape)]
         return self.network(value.reshape(-1, *self.shape).float()).float().unflatten(0, batch)
 

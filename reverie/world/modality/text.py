@@ -75,7 +75,7 @@ class TextReader(Patches):
         nn.init.normal_(self.places)
         self.output = nn.Sequential(Norm(self.channels), MLP(self.channels, self.width, 1))
 
-    def forward(self, text: UInt8[Tensor, "*batch L"]) -> Float[Tensor, "*batch E"]:
+    def forward(self, text: UInt8[Tensor, "*batch L"]) -> Float[Tensor, "*batch X"]:
         rows = text.flatten(0, -2)
         if depends_on_data(rows):
             rows, place = torch.unique(rows, dim=0, return_inverse=True)
@@ -86,7 +86,7 @@ class TextReader(Patches):
             tokens = self.read(self.cut(rows))
         return tokens.unflatten(0, text.shape[:-1])
 
-    def read(self, patches: Int[Tensor, "N P p"]) -> Float[Tensor, "N E"]:
+    def read(self, patches: Int[Tensor, "N P p"]) -> Float[Tensor, "N X"]:
         said = patches.any(-1)
         place_in_patch = BYTES * torch.arange(self.size, device=patches.device)
         x = F.pad(self.bytes(patches + place_in_patch).sum(-2), (0, 0, 1, 0))

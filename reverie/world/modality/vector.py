@@ -39,7 +39,7 @@ class VectorEncoder(nn.Module):
         self.mlp = MLP(inputs, sizes.units, sizes.layers - 1)
         self.mlp.extend(MLP(sizes.units if sizes.layers > 1 else inputs, config.embed_dim, 1))
 
-    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch E"]:
+    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch X"]:
         return self.mlp(torch.cat([flat(obs[key], spec) for key, spec in self.keys.items()], -1))
 
 
