@@ -15,7 +15,7 @@ import reverie.agent
 from reverie import learned_rates, native, optim
 from reverie.agent import Agent
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
-from reverie.behavior.intrinsic import IntrinsicOptions, PayOptions
+from reverie.behavior.intrinsic import EmpowermentOptions, IntrinsicOptions, PayOptions
 from reverie.behavior.ppo import Means
 from reverie.behavior.streams import Stream
 from reverie.errors import StoredDataError
@@ -211,7 +211,9 @@ class Waits(TorchDispatchMode):
 LEARNED = MetaOptions(enabled=True, warmup=0)
 
 
-CURIOUS = IntrinsicOptions(curiosity=PayOptions(kind="icm"), every=1)
+CURIOUS = IntrinsicOptions(
+    curiosity=PayOptions(kind="icm"), empowerment=EmpowermentOptions(kind="empowerment"), every=1
+)
 
 
 @pytest.mark.parametrize(

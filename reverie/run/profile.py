@@ -41,10 +41,8 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "world model": [(MultimodalWorldModel, "loss")],
     "imagination": [(agent, "imagine")],
     "targets": [(ActorCritic, name) for name in ("compute_targets", "replay_value")],
-    "goals and views": [
-        *[(Hierarchy, "views"), (Hierarchy, "goal_metrics"), (Flat, "views")],
-        *[(Agent, "rewards"), (Agent, "_learn_motives")],
-    ],
+    "views": [(Hierarchy, "views"), (Hierarchy, "goal_metrics"), (Flat, "views")],
+    "motives": [(Agent, "rewards"), (Agent, "_learn_motives")],
     "policy and critic": [
         *[(agent, "improve"), (ActorCritic, "replay_value_loss")],
         *[(ActorCritic, "update_slow_critic"), (ActorCritic, "adapt_entropy")],

@@ -14,8 +14,22 @@ from reverie.agent import Agent
 from reverie.behavior.intrinsic import INTRINSIC, IntrinsicOptions, IntrinsicReward
 from reverie.config import Config, build
 from reverie.errors import ConfigError
+from reverie.learned_rates import MetaOptions
 from reverie.types import ActionPart, ActionSpec
-from tests.core import CHOICE, CONSTANT, FLAT, PASSES, PLANNED, STEER, VECTORS, close, make_agent, make_batch, values
+from tests.core import (
+    CHOICE,
+    CONSTANT,
+    FLAT,
+    PASSES,
+    PLANNED,
+    STEER,
+    VECTORS,
+    close,
+    make_agent,
+    make_batch,
+    step_of,
+    values,
+)
 
 KINDS = sorted(INTRINSIC)
 MANY = (ActionPart("first", 2, True), ActionPart("second", 3, True))
@@ -132,6 +146,28 @@ def test_what_is_learned_goes_on_from_a_checkpoint(kind):
     for row, other in zip(first, second, strict=True):
         assert row.keys() == other.keys() and all(torch.equal(row[name], other[name]) for name in row)
     assert all(torch.equal(value, agent.state_dict()[name]) for name, value in twin.state_dict().items())
+
+
+def test_what_was_learned_without_the_tasks_reward_goes_on_with_it():
+    free, paid = PASSES.model_copy(update={"task_weight": 0.0}), PASSES
+    agents = [
+        make_agent(VECTORS, behavior=behavior, optimizer=CONSTANT, intrinsic=choose("icm", weight=weight))
+        for behavior, weight in ((free, 0.1), (paid, 0.0))
+    ]
+    metrics = learn(agents[0], 2)[-1]
+    assert metrics["policy/share_extrinsic"] == 0 and metrics["policy/share_curiosity"] == 1
+    agents[1].restore(agents[0].checkpoint())
+    metrics = learn(agents[1], 1)[-1]
+    assert metrics["policy/share_extrinsic"] == 1 and metrics["policy/dream_reward_curiosity"] > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_rate_can_be_learned_and_a_twin_acts_meanwhile(kind):
+    agent = make(kind, meta=MetaOptions(enabled=True, warmup=0))
+    metrics = learn(agent, 3)
+    assert metrics[-1]["intrinsic/lr"] != metrics[0]["intrinsic/lr"]
+    chosen, _ = agent.twin().act(step_of(agent), agent.initial(3))
+    assert chosen.shape == (3, 3)
 
 
 @pytest.mark.parametrize("hierarchy", [FLAT, PLANNED])

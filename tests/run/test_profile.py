@@ -49,7 +49,7 @@ def test_the_command_explains_a_training_step(hierarchy, tmp_path, monkeypatch, 
     result = json.loads((tmp_path / "profile.json").read_text())
     assert result["updates"] >= 4 and all(result["milliseconds"][part] > 0 for part in PARTS if part != "logging")
     assert result["calls"]["world model"] == result["calls"]["imagination"] == 1
-    assert result["calls"]["goals and views"] == (4 if hierarchy else 3)
+    assert result["calls"]["views"] == (2 if hierarchy else 1) and result["calls"]["motives"] == 2
     assert result["calls"]["policy and critic"] == (7 if hierarchy else 4)  # slow critic and entropy of each level, too
     assert (tmp_path / "profile.png").read_bytes().startswith(b"\x89PNG")
     assert Agent.act is act

@@ -106,6 +106,8 @@ class Intrinsic(Motive):
     def rewards(self, dream: Dream, wanted: Set[str]) -> dict[str, Float[Tensor, "N H"]]:
         outcome, rewards = self.sight.expect(dream.latent.features), {}
         for name, pay in self.options.pay.items():
+            if name not in wanted:
+                continue
             raw = self.sources[name].reward(dream, outcome).clamp(max=pay.clip or math.inf)  # type: ignore[operator]
             rewards[name] = torch.where(self.updates >= pay.warmup, raw, 0.0)
         return rewards
