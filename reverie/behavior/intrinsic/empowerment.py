@@ -58,15 +58,19 @@ class Choices:
             tables += [torch.eye(part.size)] if part.discrete else [levels] * part.size
             counts += [part.size] if part.discrete else [LEVELS] * part.size
         self.table = torch.block_diag(*tables)
-        self.distribution = ActionDistribution([OneHot(count, UNIMIX) for count in counts])
+        self.drawn = ActionDistribution([OneHot(count, EXPLORED) for count in counts])
+        self.guessed = ActionDistribution([OneHot(count, GUESSED) for count in counts])
         self.most = sum(math.log(count) for count in counts)
 
 
 LEVELS = 8
 """Of a number in an action."""
 
-UNIMIX = 0.005
-"""Share of the uniform distribution in source and planner, which bounds what one action counts."""
+EXPLORED = 0.01
+"""Share of the uniform distribution in the source, so that no action is forgotten."""
+
+GUESSED = 0.001
+"""The same in the planner, which bounds what one action counts. It takes as much from the bound."""
 
 OVER = 0.5
 """Where the episode goes on with less probability, it is over: no action has an effect any more."""
@@ -85,8 +89,8 @@ class Empowerment(IntrinsicReward):
     def __init__(self, options: EmpowermentOptions, setting: Setting):
         super().__init__()
         choices, units = Choices(setting.action), setting.units
-        self.options, self.distribution = options, choices.distribution
-        self.most, size = options.steps * choices.most, choices.distribution.size
+        self.options, self.drawn, self.guessed = options, choices.drawn, choices.guessed
+        self.most, size = options.steps * choices.most, choices.drawn.size
         state = setting.features + options.steps * (1 + size)
         self.source = None if options.uniform else MLP(state, units, 1, size)
         self.planner = MLP(state + setting.outcome, units, 2, size)
@@ -104,18 +108,18 @@ class Empowerment(IntrinsicReward):
     def propose(self, features: Float[Tensor, "n F"], generator: torch.Generator) -> Float[Tensor, "n K C"]:
         """Actions drawn from the source, as choices."""
         count, steps = len(features), len(self.steps)
-        draws = torch.rand(count, steps, self.distribution.noise, generator=generator, device=features.device)
-        code = features.new_zeros(count, steps, self.distribution.size)
+        draws = torch.rand(count, steps, self.drawn.noise, generator=generator, device=features.device)
+        code = features.new_zeros(count, steps, self.drawn.size)
         for step in range(steps):
             known = self.before(features, code)[:, step]
             logits = torch.zeros_like(code[:, 0]) if self.source is None else self.source(known)
-            code[:, step] = self.distribution.sample(logits, draws[:, step])
+            code[:, step] = self.drawn.sample(logits, draws[:, step])
         return code
 
     def source_logprob(self, features: Float[Tensor, "n F"], code: Float[Tensor, "n K C"]) -> Float[Tensor, "n"]:
         """Of actions, before they are taken."""
         logits = torch.zeros_like(code) if self.source is None else self.source(self.before(features, code))
-        return self.distribution.logprob(logits, code).sum(-1)
+        return self.drawn.logprob(logits, code).sum(-1)
 
     def planner_logprob(
         self, features: Float[Tensor, "n F"], outcome: Float[Tensor, "n V"], code: Float[Tensor, "n K C"]
@@ -123,7 +127,7 @@ class Empowerment(IntrinsicReward):
         """Of actions, from what came of them."""
         seen = outcome[:, None].expand(-1, len(self.steps), -1)
         logits = self.planner(torch.cat([self.before(features, code), seen], -1))
-        return self.distribution.logprob(logits, code).sum(-1)
+        return self.guessed.logprob(logits, code).sum(-1)
 
     @torch.no_grad()
     def attempt(
