@@ -23,7 +23,7 @@ def run(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     whole = train.DreamerV3Trainer.__init__
     small = ["replay.batch_size=4", "replay.length=8", "agent.starts=0", "env.envs=2", "run.evaluate_every=0"]
-    small += ["run.train_ratio=4", "logger.tensorboard=false", "run.log_every=50"]
+    small += ["run.threads=1", "run.train_ratio=4", "run.log_every=50", "logger.tensorboard=false"]
     monkeypatch.setattr(
         train.DreamerV3Trainer,
         "__init__",
