@@ -31,11 +31,14 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def compare(what: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raises StoredDataError naming the first entry that differs."""
+    """Raises StoredDataError naming the first entry that differs, and how to leave out what is observed since then."""
     differing = sorted(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name))
     if differing:
         name = differing[0]
+        advice = "use the environment and the configuration it was trained with"
+        if what == "observation" and name not in saved:
+            advice += f", or leave it out with 'env.kinds={{\"{name}\": null}}'"
         raise StoredDataError(
             f"the checkpoint does not fit: {what} {name} is {saved.get(name, 'missing')} in it and "
-            f"{mine.get(name, 'missing')} here; use the environment and the configuration it was trained with"
+            f"{mine.get(name, 'missing')} here; {advice}"
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from reverie.compatibility import describe
+import pytest
+
+from reverie.compatibility import compare, describe
+from reverie.errors import StoredDataError
 from reverie.types import ActionPart, ObservationSpec
 
 ACTION = (ActionPart("steer", 2, discrete=False),)
@@ -30,3 +33,13 @@ def test_kind_rate_and_absence_make_a_difference():
     words = [describe({"x": spec}, ACTION)["observation"]["x"] for spec in specs]
     assert words[0] == "int16[8]" and words[-1] == "int16[8], audio, 16000 Hz, optional"
     assert len(set(words)) == len(specs)
+
+
+def test_what_is_observed_since_then_can_be_left_out():
+    with pytest.raises(
+        StoredDataError, match="mission is missing in it .*, or leave it out with 'env.kinds={\"mission\": null}'$"
+    ):
+        compare("observation", {"grid": "a"}, {"grid": "a", "mission": "b"})
+    for saved, mine in (({"grid": "a"}, {"grid": "b"}), ({"grid": "a", "mission": "b"}, {"grid": "a"})):
+        with pytest.raises(StoredDataError, match="it was trained with$"):
+            compare("observation", saved, mine)
