@@ -193,6 +193,15 @@ def config(name: str, **options: object) -> ModalityConfig:
     return MODALITY_CONFIGS[name].changed(ModalityOptions(embed_dim=16, options=options))
 
 
+def test_long_texts_are_cut_into_larger_patches_unless_one_says_otherwise():
+    def patches(length: int, **options: object) -> tuple[int, int]:
+        spec = ObservationSpec((length,), "uint8", kind="text")
+        reader = TextReader(spec, SIZES, config("text", **options))
+        return reader.size, reader.count
+
+    assert (patches(64), patches(128), patches(512), patches(512, patch=4)) == ((4, 16), (4, 32), (8, 64), (4, 128))
+
+
 def test_nothing_after_the_end_is_read_or_predicted():
     group, _ = modality("text")
     encoder, decoder = group.encoder(SIZES), group.decoder(SIZES)

@@ -27,12 +27,15 @@ from reverie.world.sizes import Sizes
 
 BYTES = 256
 
+SHORT = 128
+"""Bytes of a text whose patches may be small."""
+
 
 class TextOptions(Options):
     """How text is read and written."""
 
-    patch: int = Field(default=4, ge=1, le=64)
-    """Bytes that make one token of the transformer; 8 for texts of hundreds of bytes."""
+    patch: int | None = Field(default=None, ge=1, le=64)
+    """Bytes that make one token of the transformer; null: 4, and 8 where a text may have more than `SHORT`."""
     layers: int = Field(default=1, ge=1, le=16)
     """Blocks of each transformer."""
     width: int | None = Field(default=None, ge=1, le=65536)
@@ -49,7 +52,8 @@ class Patches(nn.Module):
         options = config.read(TextOptions)
         if spec.dtype != "uint8" or len(spec.shape) != 1:
             raise ConfigError(f"text is uint8 of one axis, not {spec}; say with env.kinds what it is")
-        self.length, self.size = spec.shape[0], options.patch
+        self.length = spec.shape[0]
+        self.size = options.patch or (4 if self.length <= SHORT else 8)
         self.count = -(-self.length // self.size)
         self.channels = options.width or sizes.units
         if self.channels % options.heads:
