@@ -129,7 +129,7 @@ class LearnedRates:
     neither holds and the loss, if it is watched, is no higher than the first one.
     """
 
-    remembered = ("log", "start", "averages", "weights", "first", "failed", "kept")
+    remembered = ("log", "applied", "start", "averages", "weights", "first", "failed", "kept")
     """What lasts from update to update; the last axis is that of the groups."""
 
     def __init__(self, optimizers: Mapping[str, Optimizer], options: Mapping[str, RateOptions], meta: MetaOptions):
@@ -145,7 +145,8 @@ class LearnedRates:
         self.rules = {rule: vector([own.rule == rule for own in chosen]) for rule in {own.rule for own in chosen}}
         self.decays, self.bounds = number(DECAYS)[:, None], number([[meta.lowest], [meta.highest]]).log()
         none = torch.zeros_like(self.base)
-        self.log, self.start = none.clone(), none.clone()  # of the factors, and of what the bounds are relative to
+        self.log, self.applied = none.clone(), none.clone()  # of the factors, now and when the last step was taken
+        self.start = none.clone()  # what the bounds are relative to, as a logarithm
         self.averages, self.weights = none.repeat(4, 1), none.repeat(4, 1)
         self.first, self.failed, self.kept = none.clone(), none.clone(), none.clone()
         self.factors, self.ceilings = torch.ones_like(none).float(), torch.full_like(none, -math.inf).float()
@@ -180,12 +181,13 @@ class LearnedRates:
         A rate stays where it is during warm-up, where the step was not wanted, and where a number is not finite.
         """
         _, along, gradient, direction, count, wanted = readings
-        valid = (wanted > 0) & (count > self.begin) & readings[1:4].isfinite().all(0)
+        stepped = (wanted > 0) & gradient.isfinite()
+        valid = stepped & (count > self.begin) & readings[1:4].isfinite().all(0)
         along, gradient, direction = torch.where(valid, readings[1:4], 0.0)
         size = gradient * direction
         cosine = along / (size + TINY)
         agreed = cosine + self.offsets
-        slope = -self.base * self.log.exp() * size * agreed
+        slope = -self.base * self.applied.exp() * size * agreed
         seen = torch.stack([slope, slope.square(), agreed, agreed.square()])
         decays = torch.where(valid, self.decays, 1.0)
         self.averages = torch.lerp(seen, self.averages, decays)
@@ -194,6 +196,7 @@ class LearnedRates:
         moves = torch.zeros_like(slope)
         for rule, mine in self.rules.items():
             moves = torch.where(mine, RULES[rule](reading), moves)
+        self.applied = torch.where(stepped, self.log, self.applied)
         lowest, highest = self.start + self.bounds
         moved = torch.clamp(self.log + self.steps * moves, lowest, highest)
         self.log = torch.where(valid, moved, self.log)
@@ -217,7 +220,8 @@ class LearnedRates:
     def _renew_ceilings(self) -> None:
         counts = torch.stack([optimizer.count for optimizer in self.optimizers.values()])
         due = (counts >= self.kept + INTERVAL) & (self.first != 0)
-        self.ceilings.copy_(torch.where(due, torch.where(self.limits > 0, self.first, math.inf), -math.inf))
+        any_loss = torch.finfo(self.ceilings.dtype).max
+        self.ceilings.copy_(torch.where(due, torch.where(self.limits > 0, self.first, any_loss), -math.inf))
 
     def _go_back(self, back: Bool[Tensor, "G"]) -> None:
         less = torch.where(back, math.log(10.0), 0.0)
