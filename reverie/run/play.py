@@ -51,7 +51,8 @@ def play(
             goals = show_goals(agent, stage.recording)
             for key in truth:
                 path = output / f"dream_{number}_{key}.mp4"
-                frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key))
+                kind = agent.world.observation[key].kind
+                frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key), kind=kind)
                 yield f"  {video.write(path, frames)}"
     finally:
         envs.close()

@@ -257,7 +257,8 @@ class DreamerV3Trainer:
         truth, dream = dream_along(self.agent, result.recording)
         goals = show_goals(self.agent, result.recording)
         for key in truth:
-            frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key))
+            kind = self.agent.world.observation[key].kind
+            frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key), kind=kind)
             path = video.write(self.folder / "media" / f"{self.step:09d}_{key}.mp4", frames)
             self.logger.media(self.step, f"dream/{key}", path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from reverie.env.text import KIND, to_text
 
 Frame = UInt8[np.ndarray, "_ _ 3"]
 Frames = UInt8[np.ndarray, "T _ _ 3"]
@@ -19,6 +22,8 @@ TEXT, TRUTH, DREAM, GOAL = (201, 209, 217), (121, 192, 255), (255, 166, 87), (12
 MARGIN = 16
 SMALLEST = 240
 """Frames with shorter sides are enlarged: players blur small ones."""
+MOST_LETTERS, LABEL, LETTER, LINE = 40, 72, 15, 22
+"""Letters of a text in one line; where lines begin, how wide a letter and how high a line is."""
 MOST_LINES = 8
 """Vector components that are drawn; of longer vectors, those that move most."""
 
@@ -58,13 +63,17 @@ def side_by_side(
     dream: Shaped[np.ndarray, "T ..."],
     context: int = 0,
     goal: Shaped[np.ndarray, "T ..."] | None = None,
+    kind: str = "",
 ) -> Frames:
     """Shows what happened beside what was dreamed.
 
-    Images uint8 [T, H, W, 1 or 3] become panels, truth | dream | error and, where there is a manager, its goal.
-    Anything else, flattened to [T, D], becomes curves over time, the goal one of them. The first ``context`` steps were
-    seen by the model, the rest it had to imagine.
+    Text (by its ``kind``) is written, truth over dream and, where there is a manager, its goal. Images uint8
+    [T, H, W, 1 or 3] become panels, truth | dream | error, and the goal. Anything else, flattened to [T, D], becomes
+    curves over time, the goal one of them. The first ``context`` steps were seen by the model, the rest it had to
+    imagine.
     """
+    if kind == KIND:
+        return _texts([truth, dream] + ([] if goal is None else [goal]), context)
     if truth.ndim == 4 and truth.shape[-1] in (1, 3) and truth.dtype == np.uint8:
         return _panels(truth, dream, context, goal)
     lines = [None if values is None else values.reshape(len(truth), -1) for values in (truth, dream, goal)]
@@ -96,6 +105,28 @@ def _panels(
         right = MARGIN + (image.width - 2 * MARGIN) * (t + 1) / steps
         draw.rectangle((MARGIN, height + 44, image.width - MARGIN, height + 46), SHADE)
         draw.rectangle((MARGIN, height + 44, right, height + 46), TRUTH if seen else DREAM)
+        frames.append(np.asarray(image))
+    return np.stack(frames)
+
+
+def _texts(films: list[UInt8[np.ndarray, "T L"]], context: int) -> Frames:
+    """What was said, and what the model took it for, line under line; after the context it had to guess."""
+    written = [[textwrap.wrap(to_text(text), MOST_LETTERS) or [""] for text in film] for film in films]
+    lines = max(len(text) for film in written for text in film)
+    block = LINE * lines + MARGIN
+    size = (LABEL + LETTER * MOST_LETTERS, max(SMALLEST, len(films) * block + MARGIN))
+    canvas = Image.new("RGB", size, BACKGROUND)
+    frames = []
+    for t in range(len(films[0])):
+        image = canvas.copy()
+        draw = ImageDraw.Draw(image)
+        seen = t < context
+        labels = [("truth", TRUTH), ("seen", TRUTH) if seen else ("dream", DREAM), ("goal", GOAL)]
+        for index, ((name, color), film) in enumerate(zip(labels, written, strict=False)):
+            top = MARGIN + index * block
+            draw.text((MARGIN, top), name, color, _font(15))
+            for number, line in enumerate(film[t]):
+                draw.text((LABEL, top + LINE * number), line, TEXT, _font(15))
         frames.append(np.asarray(image))
     return np.stack(frames)
 

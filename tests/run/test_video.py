@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reverie.env.text import to_bytes
 from reverie.run import video
 
 
@@ -126,3 +127,29 @@ def test_a_film_takes_its_frames_one_by_one(tmp_path, monkeypatch):
 
     assert video.write(tmp_path / "a.mp4", frames()) == tmp_path / "a.mp4"
     assert encoded == [1, 2, 3, 4, 5, 6]  # none waited for the next
+
+
+def test_texts_are_written_and_the_dream_is_told_from_what_was_seen():
+    said = np.stack([to_bytes(text, 120) for text in ("", "go left", "빨간 공", "a word and " * 9)])
+    dreamt = said.copy()
+    dreamt[3] = to_bytes("go left", 120)
+    frames = video.side_by_side(said, dreamt, context=2, kind="text")
+    with_goal = video.side_by_side(said, dreamt, context=2, goal=said, kind="text")
+    assert frames.shape[0] == with_goal.shape[0] == 4 and frames.shape[1] >= video.SMALLEST
+    lines = video.LINE * 3
+    first, block = video.MARGIN, lines + video.MARGIN
+    upper, lower, goal = (with_goal[:, first + k * block : first + k * block + lines] for k in range(3))
+    assert (goal[1] == video.GOAL).all(-1).any() and not (frames[1] == video.GOAL).all(-1).any()
+    words = slice(video.LABEL, None)
+    assert not (upper[0, :, words] != video.BACKGROUND).any()  # nothing was said
+    assert (upper[1, :, words] == lower[1, :, words]).all() and (upper[3, :, words] != lower[3, :, words]).any()
+    labels = slice(0, video.LABEL)
+    assert (lower[0, :, labels] == lower[1, :, labels]).all() and (lower[2, :, labels] != lower[1, :, labels]).any()
+    assert (frames[3] == video.DREAM).all(-1).any() and not (frames[1] == video.DREAM).all(-1).any()
+    assert len({frame.tobytes() for frame in frames}) == 4
+
+
+def test_the_longest_text_has_room(tmp_path):
+    said = np.full((1, 512), ord("W"), np.uint8)
+    frames = video.side_by_side(said, said, kind="text")
+    assert (frames[0, :, -1] == video.BACKGROUND).all()
