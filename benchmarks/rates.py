@@ -128,7 +128,7 @@ def fit(way: str, kind: str, start: float, seed: int) -> tuple[float, list[float
         if update % EVERY == EVERY - 1:
             with torch.no_grad():
                 losses.append(float((network(inputs) - truth).square().mean()))
-            went.append(float(optimizer.rate))
+            went.append(float(f"{float(optimizer.rate):.4g}"))
     return float(np.mean(losses)), went
 
 
@@ -270,7 +270,7 @@ def report(name: str, arms: Sequence[Arm], made: str) -> None:
     """Writes and prints the results of the toy or a task."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"rates_{name}.json"
-    path.write_text(json.dumps({"made": made, "arms": [vars(arm) for arm in arms]}, indent=1) + "\n")
+    path.write_text(json.dumps({"made": made, "arms": [vars(arm) for arm in arms]}) + "\n")
     lines = list(table(arms))
     path.with_suffix(".md").write_text("\n".join(lines) + "\n")
     plot(arms, path.with_suffix(".png"))

@@ -175,6 +175,14 @@ def milliseconds(cell: str) -> tuple[str, float]:
     return number, {"ms": 1.0, "s": 1000.0}[unit]
 
 
+def test_rules_of_learned_rates_are_as_they_were_measured() -> None:
+    (rows,) = tables("docs/results.md")["Learned learning rates"]
+    areas = {(arm["way"], arm["start"]): mean(arm["area"]) for arm in stored("rates_toy.json")["arms"]}
+    ways = dict.fromkeys(way for way, _ in areas)
+    for (_, *cells), way in zip(rows, ways, strict=True):
+        agree(" ".join(cells), [areas[way, start] for start in (0.1, 1.0, 10.0, 100.0) if (way, start) in areas])
+
+
 def test_updates_take_as_long_as_was_measured() -> None:
     names = ["reverie", "reverie-bf16", "reverie-checkpointed", "reverie-tensors", "reverie-compiled"]
     rows = tables("docs/speed.md")["One update"][0]
