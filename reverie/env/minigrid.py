@@ -1,7 +1,7 @@
 """MiniGrid and BabyAI: ``minigrid/DoorKey-5x5``, ``minigrid/BabyAI-GoToLocal-v0`` or the Gymnasium id itself.
 
 The 7 x 7 cells in view come as the key ``grid`` (object, colour and state of each cell as classes); with
-``pixels=True`` the same view is drawn as ``image`` instead.
+``pixels=True`` the same view is drawn as ``image`` instead, ``tile`` pixels a cell.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.env.registry import make_registered
+from reverie.errors import ConfigError
 
-PIXELS_PER_CELL = 8
 
-
-def create(task: str, pixels: bool = False, **kwargs: Any) -> gymnasium.Env:
-    """The environment with this short name or Gymnasium id."""
+def create(task: str, pixels: bool = False, tile: int = 8, **kwargs: Any) -> gymnasium.Env:
+    """The environment with this short name or Gymnasium id. Raises `ConfigError` for a tile too small to draw on."""
+    if tile < 3:
+        raise ConfigError(f"env.kwargs.tile = {tile}: should be at least 3 pixels")
     name = task if task.startswith(("MiniGrid-", "BabyAI-")) else f"MiniGrid-{task}"
     env = make_registered(name if "-v" in name else f"{name}-v0", **kwargs)
     if pixels:
         from minigrid.wrappers import RGBImgPartialObsWrapper
 
-        return Quiet(RGBImgPartialObsWrapper(env, tile_size=PIXELS_PER_CELL))
+        return Quiet(RGBImgPartialObsWrapper(env, tile_size=tile))
     return Quiet(Grid(env))
 
 

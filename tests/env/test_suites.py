@@ -45,6 +45,16 @@ SUITES = {
         },
         5,
     ),
+    "senses/5": (
+        "gymnasium",
+        {
+            "body": ((3,), "float32"),
+            "picture": ((28, 28, 3), "uint8"),
+            "sound": ((800,), "int16", 0, "audio", 8000.0),
+            "text": ((32,), "uint8", 0, "text"),
+        },
+        6,
+    ),
 }
 
 ALIKE = {"deep_sea/10"}
@@ -87,6 +97,14 @@ def test_minigrid_can_be_seen_as_pixels():
     env = make(EnvOptions(name="minigrid/DoorKey-5x5", one_hot=False, kwargs={"pixels": True}))
     assert env.observation["image"] == ObservationSpec((56, 56, 3), "uint8")
     assert env.observation["direction"] == ObservationSpec((), "int64", 4)
+
+
+def test_a_cell_of_minigrid_is_as_large_as_asked():
+    pytest.importorskip("minigrid")
+    kwargs = {"pixels": True, "tile": 4}
+    assert make(EnvOptions(name="minigrid/Fetch-5x5-N2", kwargs=kwargs)).observation["image"].shape == (28, 28, 3)
+    with pytest.raises(ConfigError, match=r"env.kwargs.tile = 2: should be at least 3 pixels"):
+        make(EnvOptions(name="minigrid/Fetch-5x5-N2", kwargs=kwargs | {"tile": 2}))
 
 
 @pytest.mark.parametrize("error", [AttributeError("no glGetError"), ImportError("no EGL"), RuntimeError("not GL")])
