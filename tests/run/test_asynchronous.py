@@ -113,7 +113,7 @@ def test_playing_stands_still_at_its_lead_and_goes_on_with_fresh_weights(tmp_pat
     learner.restore(learner.checkpoint())
     with torch.no_grad():
         next(learner.parameters()).add_(1)
-        learner.behavior.worker.return_high.add_(1)
+        learner.behavior.worker.mixer.return_high.add_(1)
     assert not torch.equal(next(learner.parameters()), next(copies.parameters()))
     player.refresh()
     for fresh, copy in zip(learner.state_dict().values(), copies.state_dict().values(), strict=True):
