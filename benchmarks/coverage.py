@@ -43,7 +43,11 @@ COMMON = (
 
 ARMS: dict[str, tuple[str, ...]] = {
     "none": (),
-    "icm": ("intrinsic.curiosity.kind=icm", "intrinsic.curiosity.weight=1"),
+    **{
+        kind: (f"intrinsic.curiosity.kind={kind}", "intrinsic.curiosity.weight=1")
+        for kind in ("icm", "rnd", "disagreement")
+    },
+    "empowerment": ("intrinsic.empowerment.kind=empowerment", "intrinsic.empowerment.weight=1"),
 }
 """What is rewarded. Beside them there is ``random``: uniform actions, which need no training."""
 
