@@ -299,26 +299,27 @@ def test_alone_nobody_has_foreign_goals(world):
 class Witness(Recorder):
     """Notes which parts of an agent each loss would train."""
 
-    def __init__(self, agent: Agent):
+    def __init__(self, agent: Agent, name: str):
         super().__init__()
+        self.name = name
         self.trained: dict[str, set[str]] = {}
         self.named = {name: parameter for name, parameter in agent.named_parameters() if parameter.requires_grad}
 
-    def step(self, losses, when=None):
+    def step(self, losses, when=None, fresh=True):
         for loss, value in losses.items():
             slopes = torch.autograd.grad(value.mean(), [*self.named.values()], allow_unused=True, retain_graph=True)
             found = [name for name, slope in zip(self.named, slopes, strict=True) if slope is not None and slope.any()]
             self.trained[loss] = {
                 part for part in OWNERS.values() if any(name.startswith(f"{part}.") for name in found)
             }
-        return {}
+        return {f"{self.name}/skipped": torch.zeros(())}
 
 
 def test_every_loss_trains_its_owner_alone():
     agent = make_agent(hierarchy=PLANNED)
     shake(agent)
     scales = {group: optimizer.scales for group, optimizer in agent.optimizers.items()}
-    agent.optimizers = {group: Witness(agent) for group in scales}
+    agent.optimizers = {group: Witness(agent, group) for group in scales}
     agent.learn(make_batch(agent.world))
     for group, witness in agent.optimizers.items():
         expected = {loss: {OWNERS[group]} for loss in scales[group]}
