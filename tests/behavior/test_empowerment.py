@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from reverie.behavior.intrinsic.empowerment import Choices, Empowerment, EmpowermentOptions
 from reverie.behavior.intrinsic.sight import Seen, Setting
 from reverie.config import build
+from reverie.errors import ConfigError
 from reverie.optim import Optimizer, PolicyOptimizerOptions
 from reverie.types import ActionPart, Explained, Latent
 from tests import core
@@ -147,6 +148,21 @@ def test_a_dream_is_paid_for_where_it_leads_and_never_less_than_nothing():
 
 
 # --- against the tables ---
+
+
+def test_who_has_one_action_has_nothing_to_choose():
+    with pytest.raises(ConfigError, match="one action alone"):
+        Choices((ActionPart("only", 1, True),))
+
+
+def test_ends_of_episodes_are_worth_nothing_and_teach_nothing_else():
+    part, seen = Empowerment(EmpowermentOptions(steps=1, starts=CELLS), ON_GRID), on_grid(Grid(0.0))
+    list(part.value)[-1].bias.data.fill_(1.0)
+    others = [parameter.clone() for parameter in (*part.planner.parameters(), *part.source.parameters())]
+    teach(part, replace(seen, alive=torch.zeros_like(seen.alive)), 300)
+    assert part.value(seen.latent.features).abs().max() < 0.05
+    assert all(map(torch.equal, others, (*part.planner.parameters(), *part.source.parameters())))
+    assert EmpowermentOptions().episodic
 
 
 def on_grid(grid: Grid, expect=sight) -> Seen:

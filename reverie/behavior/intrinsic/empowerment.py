@@ -22,6 +22,7 @@ from torch import Tensor
 from reverie.behavior.intrinsic.pay import PayOptions
 from reverie.behavior.intrinsic.reward import IntrinsicReward
 from reverie.behavior.intrinsic.sight import Seen, Setting
+from reverie.errors import ConfigError
 from reverie.functional import masked_mean
 from reverie.nets.distributions import ActionDistribution, OneHot
 from reverie.nets.layers import MLP
@@ -33,6 +34,8 @@ class EmpowermentOptions(PayOptions):
 
     weight: float = Field(default=0.05, ge=0)
     """Weight of its advantages, which are over the spread of its returns. With 0 it is learned and shown alone."""
+    episodic: bool = True
+    """Whether nothing is expected after an episode's end, where nothing can be decided."""
     warmup: int = Field(default=1000, ge=1)
     """Updates that it learns for before it pays anything."""
     steps: int = Field(default=3, ge=1, le=100)
@@ -61,6 +64,10 @@ class Choices:
         self.drawn = ActionDistribution([OneHot(count, EXPLORED) for count in counts])
         self.guessed = ActionDistribution([OneHot(count, GUESSED) for count in counts])
         self.most = sum(math.log(count) for count in counts)
+        if not self.most:
+            raise ConfigError(
+                "intrinsic.empowerment: there is one action alone, and so nothing to choose; leave it out"
+            )
 
 
 LEVELS = 8
@@ -156,8 +163,8 @@ class Empowerment(IntrinsicReward):
             self.source_logprob(start.features, code),
         )
         bound, value = (planned - drawn).detach(), self.value(start.features).squeeze(-1)
-        losses = -planned, (value - bound).square(), -drawn * (bound - value.detach())
-        loss = torch.stack([masked_mean(part, alive) for part in losses]).sum()
+        missed = (value - torch.where(alive, bound, 0.0)).square().mean()  # where all is over, nothing is to be chosen
+        loss = masked_mean(-planned, alive) + missed + masked_mean(-drawn * (bound - value.detach()), alive)
         found = masked_mean(bound, alive)
         return loss, {
             "empowerment_loss": loss.detach(),
