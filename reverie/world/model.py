@@ -134,10 +134,13 @@ class MultimodalWorldModel(nn.Module):
             raise ConfigError(f"a batch of {sorted(given)}: the world model observes {sorted(self.observation)}")
         rows, steps = next(iter(given.values())).shape[:2]
         never = torch.zeros(rows, steps, dtype=torch.bool)
-        for key in self.observation.keys() - given.keys():
+        flags = {presence_key(key): key for key in self.observation}
+        for key in self.observation.keys() - given.keys() - flags.keys():
             spec = self.observation[key]
             given |= {key: torch.zeros(rows, steps, *spec.shape, dtype=getattr(torch, spec.dtype))}
             given |= {presence_key(key): never}
+        for flag in self.observation.keys() & flags.keys() - given.keys():
+            given[flag] = ~never
         return Batch(
             obs=given,
             action=torch.zeros(rows, steps, self.action_width) if action is None else action,

@@ -69,6 +69,18 @@ def test_it_learns_from_data_with_and_without_actions(action: tuple[ActionPart, 
     assert world.decode(walk)["text"].shape == (2, 5, 8)
 
 
+def test_what_is_given_is_there_and_what_is_not_is_missing():
+    tone = ObservationSpec((64,), "float32", kind="audio", rate=1000.0, optional=True)
+    observation = {"sound": tone, "sound/present": ObservationSpec((), "bool", 2)}
+    observation |= {"text": ObservationSpec((8,), "uint8", kind="text")}
+    world = MultimodalWorldModel(observation, CHOICE, SMALL)
+    sound = torch.rand(2, 5, 64)
+    for given, present in (({"sound": sound}, True), (pair(), False)):
+        batch = world.batch({key: value for key, value in given.items() if key in observation})
+        assert (batch.obs["sound/present"] == present).all() and "sound/present/present" not in batch.obs
+        assert world.loss(batch)[2]["recon_sound"].any() == present
+
+
 def test_a_batch_is_filled_with_what_is_not_known():
     world = MultimodalWorldModel(PAIR, CHOICE, SMALL)
     batch = world.batch({"text": pair()["text"]})

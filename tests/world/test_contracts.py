@@ -287,6 +287,13 @@ def test_a_spectrogram_becomes_a_sound_that_has_it():
     assert not again[1].any()
 
 
+@pytest.mark.parametrize("samples", [2813, 2814, 2815, 2816])
+def test_a_sound_of_any_length_is_drawn_back(samples):
+    spectrogram = MelSpectrogram(samples, 16_000, 40, 512)
+    sound = spectrogram.inverse(spectrogram(torch.sin(torch.arange(samples) / 5.0)[None]))
+    assert sound.shape == (1, samples) and sound.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
 def test_samples_survive_the_way_to_numbers_and_back(dtype):
     waveform = torch.tensor([-1.0, -0.5, 0.0, 0.5, 0.9])

@@ -63,7 +63,11 @@ class PlainWriter(nn.Module):
 
     def show(self, features: Float[Tensor, "*batch F"]) -> Shaped[Tensor, "..."]:
         dtype = getattr(torch, self.spec.dtype)
-        return (self(features) if dtype.is_floating_point else self(features).round()).to(dtype)
+        shown = self(features)
+        if dtype.is_floating_point:
+            return shown.to(dtype)
+        limits = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        return shown.round().clamp(*limits).to(dtype)
 
 
 def tried(network: nn.Module, config: ModalityConfig, shape: tuple[int, ...]) -> tuple[int, ...]:

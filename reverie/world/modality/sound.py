@@ -98,4 +98,5 @@ class MelSpectrogram(nn.Module):
         return found
 
     def _waveform(self, spectrum: Tensor) -> Float[Tensor, "N S"]:
-        return torch.istft(spectrum, self.window, self.hop, window=self.hann, length=self.samples)
+        scale = self.window / 4  # to a window of height one: torch gives up on one that is very small at the end
+        return torch.istft(spectrum * scale, self.window, self.hop, window=self.hann * scale, length=self.samples)
