@@ -7,6 +7,7 @@ says exactly which observations it shows.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -157,7 +158,8 @@ def resize(inner: Environment, size: int) -> Environment:
         return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).reshape(size, size, -1)
 
     changed = [key for key in image_keys(inner) if inner.observation[key].shape[:2] != (size, size)]
-    specs = {key: ObservationSpec((size, size, inner.observation[key].shape[-1]), "uint8") for key in changed}
+    known = {key: inner.observation[key] for key in changed}
+    specs = {key: replace(spec, shape=(size, size, spec.shape[-1])) for key, spec in known.items()}
     return Map(inner, dict.fromkeys(changed, scale), specs) if changed else inner
 
 
@@ -169,7 +171,8 @@ def grayscale(inner: Environment) -> Environment:
         return ((image * weights).sum(-1, keepdims=True) // 1000).astype(np.uint8)
 
     changed = [key for key in image_keys(inner) if inner.observation[key].shape[-1] == 3]
-    specs = {key: ObservationSpec((*inner.observation[key].shape[:2], 1), "uint8") for key in changed}
+    known = {key: inner.observation[key] for key in changed}
+    specs = {key: replace(spec, shape=(*spec.shape[:2], 1)) for key, spec in known.items()}
     return Map(inner, dict.fromkeys(changed, luma), specs) if changed else inner
 
 
@@ -189,7 +192,10 @@ def one_hot(inner: Environment, keys: bool | Collection[str]) -> Environment:
         return lambda value: table[value].reshape(-1)
 
     specs = {key: inner.observation[key] for key in changed}
-    flat = {key: ObservationSpec((int(np.prod(spec.shape)) * spec.classes,), "float32") for key, spec in specs.items()}
+    flat = {
+        key: replace(spec, shape=(int(np.prod(spec.shape)) * spec.classes,), dtype="float32", classes=0)
+        for key, spec in specs.items()
+    }
     return Map(inner, {key: expand(spec.classes) for key, spec in specs.items()}, flat) if changed else inner
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -110,6 +112,15 @@ def test_classes_become_flat_one_hots(keys):
     step = env.step(ACTION)[0]["step"]
     assert env.observation["step"] == ObservationSpec((20,), "float32") and step.dtype == np.float32
     assert np.flatnonzero(step).tolist() == [1, 10]
+
+
+def test_what_is_drawn_otherwise_stays_of_its_kind():
+    film = Film()
+    film.observation = {
+        key: replace(spec, kind="mine", rate=2.0, optional=True) for key, spec in film.observation.items()
+    }
+    for changed in (resize(film, 4), grayscale(film), one_hot(film, True)):
+        assert {(spec.kind, spec.rate, spec.optional) for spec in changed.observation.values()} == {("mine", 2.0, True)}
 
 
 def test_one_hot_of_something_without_classes_is_refused():
