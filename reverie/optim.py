@@ -204,13 +204,13 @@ class Optimizer:
         return {f"{self.name}/grad_norm": norm, f"{self.name}/skipped": skipped, f"{self.name}/lr": rate}
 
     def _read(self, loss: Tensor, when: Tensor | None) -> Tensor:
-        if self.ceiling is not None and self.good is not None:
-            copy_where(loss <= self.ceiling, self.weight, self.good)
         if native.supports(self.weight, kernel="optimizer"):
             products = kernel.agreement(self.task, self.gradient, *self.moments, self.count)
         else:
             direction = self.kind.direction(self.moments, self.count, self.averaging)
             products = torch.stack([self.gradient @ direction, self.gradient.norm(), direction.norm()])
+        if self.ceiling is not None and self.good is not None:
+            copy_where((loss <= self.ceiling) & products[1].isfinite(), self.weight, self.good)
         wanted = self.whole if when is None else when.to(self.whole)
         return torch.cat([loss[None], products, torch.stack([self.count, wanted])])
 
