@@ -8,11 +8,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from reverie.behavior.intrinsic import IntrinsicOptions
 from reverie.behavior.intrinsic.icm import Icm, IcmOptions, surprise
+from reverie.behavior.intrinsic.pay import PayOptions
 from reverie.behavior.intrinsic.sight import Sight, action_error, action_hits
 from reverie.functional import lambda_return
 from reverie.types import ActionPart, Explained
-from tests.core import CHOICE, STEER, close, shake
+from tests.core import CHOICE, STEER, close, make_agent, make_batch, shake
 from tests.intrinsic import dream_of, nothing, replayed, seen_of, setting, silence, states, still
 
 BRANCHES = (ActionPart("first", 3, True), ActionPart("second", 2, True))
@@ -179,3 +181,12 @@ def test_a_head_recalls_what_replayed_steps_surprised(action):
     found = surprise(icm.foresee(phi[:, :-1], taken, seen.latent.features[:, :-1]), phi[:, 1:]).detach()
     reward = icm.reward(dream, torch.randn(4, 6, 2)).detach()
     assert torch.corrcoef(torch.stack([reward.flatten(), found.flatten()]))[0, 1] > 0.95
+
+
+@pytest.mark.parametrize("mode", ["model", "head"])
+def test_states_are_looked_at_only_where_dreams_are_paid_by_what_they_look_like(mode):
+    assert Icm(IcmOptions(mode=mode), setting()).sees_outcome == (mode == "model")
+    curious = IntrinsicOptions(curiosity=PayOptions(kind="icm"), icm=IcmOptions(mode=mode))
+    agent = make_agent(intrinsic=curious)
+    metrics, _ = agent.learn(make_batch(agent.world))
+    assert ("intrinsic/outcome_loss" in metrics) == (mode == "model") and "curiosity" in agent.behavior.worker.streams
