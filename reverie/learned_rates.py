@@ -157,8 +157,8 @@ class LearnedRates:
     def learn(self) -> Metrics:
         """Moves all rates by what the optimizers have read in this update, after their steps.
 
-        Of every group: the rate, the cosine (0 where there was no pair), whether the rate is at a bound, and whether
-        the guard went back.
+        Of every group: the rate of its next update but for the warm-up, the cosine (0 where there was no pair), whether
+        the rate is at a bound, and whether the guard went back.
         """
         if not self.optimizers:
             return {}

@@ -22,13 +22,13 @@ class Norm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every token asks those of its row that it may see. ``scale`` 0 begins with no answer."""
+    """Every token asks those of its row that it may see."""
 
-    def __init__(self, width: int, heads: int, scale: float = 1.0):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
         self.inputs = Linear(width, (width, width, width))  # queries, keys and values
-        self.output = Linear(width, width, scale)
+        self.output = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "N P W"], seen: Bool[Tensor, "*N P P"] | None = None) -> Float[Tensor, "N P W"]:
         """``seen`` says for each token (second to last axis) which ones it may see; left out, all."""
@@ -41,11 +41,11 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention over tokens, then two layers at each token, both added to what was there."""
 
-    def __init__(self, width: int, heads: int, growth: int = 2):
+    def __init__(self, width: int, heads: int):
         super().__init__()
         self.attention_norm, self.attention = Norm(width), Attention(width, heads)
         self.layers_norm = Norm(width)
-        self.layers = nn.Sequential(Linear(width, growth * width), nn.SiLU(), Linear(growth * width, width))
+        self.layers = nn.Sequential(Linear(width, 2 * width), nn.SiLU(), Linear(2 * width, width))
 
     def forward(self, x: Float[Tensor, "N P W"], seen: Bool[Tensor, "*N P P"] | None = None) -> Float[Tensor, "N P W"]:
         x = x + self.attention(self.attention_norm(x), seen)

@@ -33,11 +33,12 @@ class EmpowermentOptions(PayOptions):
     """What the agent is paid for where it can decide a lot, and how that is estimated."""
 
     weight: float = Field(default=0.05, ge=0)
-    """Weight of its advantages, which are over the spread of its returns. With 0 it is learned and shown alone."""
+    """Weight of its advantages, which are over the spread of its returns. With 0 the reward is learned
+    and shown, its critic is not."""
     episodic: bool = True
     """Whether nothing is expected after an episode's end, where nothing can be decided."""
     warmup: int = Field(default=1000, ge=1)
-    """Updates that it learns for before it pays anything."""
+    """Updates in which it learns, one of `intrinsic.every`, before it pays anything."""
     steps: int = Field(default=3, ge=1, le=100)
     """Actions that are chosen before the outcome is looked at."""
     starts: int = Field(default=128, ge=1, le=1_000_000)

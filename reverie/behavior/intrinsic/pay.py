@@ -17,7 +17,8 @@ class PayOptions(Options):
     kind: str = NONE
     """Which one of `INTRINSIC`; `none` for nothing."""
     weight: float = Field(default=0.1, ge=0)
-    """Weight of its advantages, which are over the spread of its returns. With 0 it is learned and shown alone."""
+    """Weight of its advantages, which are over the spread of its returns. With 0 the reward is learned
+    and shown, its critic is not."""
     horizon: float = Field(default=100, gt=1)
     """Discount, as an effective number of steps."""
     episodic: bool = False
@@ -27,7 +28,7 @@ class PayOptions(Options):
     floor: float = Field(default=0.05, gt=0)
     """Least spread of returns that its advantages are divided by."""
     warmup: int = Field(default=200, ge=1)
-    """Updates that it learns for before it pays anything."""
+    """Updates in which it learns, one of `intrinsic.every`, before it pays anything."""
     schedule: Schedule = CONSTANT
     """How its weight changes."""
 

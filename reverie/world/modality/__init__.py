@@ -1,8 +1,8 @@
 """What an observation can be made of, and which networks read and draw each kind.
 
 A *modality* is one encoder and one decoder over a group of observation keys. A key is of the modality that its ``kind``
-names. Without a kind it is of the one that is called like the key, or else of the last one in `MODALITY_CONFIGS` that
-claims it. A new modality is two modules and three dict entries, in any file.
+names. Without a kind it is of the one that is called like the key, if that claims nothing by looks, or else of the last
+one in `MODALITY_CONFIGS` that claims it. A new modality is two modules and three dict entries, in any file.
 """
 
 from __future__ import annotations
