@@ -123,8 +123,7 @@ class Agent(nn.Module):
     def _optimizers(self, meta: MetaOptions) -> Iterator[tuple[Optimizer, RateOptions]]:
         """World, an actor and a critic of each level, and motives. Replayed steps train the first level's critic."""
         options, levels = self.options, self.behavior.levels
-        paid = levels[0].task is not None
-        replay_value = {"replay_value": levels[0].options.replay_value_scale} if paid else {}
+        replay_value = {"replay_value": levels[0].options.replay_value_scale} if levels[0].learns_from_replay else {}
         groups: list[tuple[str, nn.Module, OptimizerOptions, RateOptions, dict[str, float]]]
         groups = [("world", self.world, options.world_optimizer, meta.world, self.world.scales | replay_value)]
         for level in levels:
@@ -221,9 +220,9 @@ class Agent(nn.Module):
         return {name: reward for streams in rewards for name, reward in streams.items()}
 
     def _replay_value(self, latent: Latent, batch: Batch, targets: Targets, dream: Dream) -> ReplayValue | None:
-        """What the first level's critic learns from replayed steps; nothing where it is not paid for the task."""
+        """What the first level's critic learns from replayed steps, if it does."""
         level = self.behavior.levels[0]
-        if level.task is None:
+        if not level.learns_from_replay:
             return None
         # Where goals were given, what followed says nothing of the manager's own choice.
         returns, slow_value = (values[:, 0, level.task] for values in (targets.returns, targets.slow_value))

@@ -125,6 +125,11 @@ class ActorCritic(nn.Module):
         """Parameters of `distribution`."""
         return self.actor(inputs)
 
+    @property
+    def learns_from_replay(self) -> bool:
+        """Whether replayed steps train the critic too: they say something of the task alone."""
+        return self.task is not None and self.options.replay_value_scale > 0
+
     @compiled
     def value(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch Q"]:
         """The return expected after each point."""

@@ -187,7 +187,7 @@ def test_every_option_reaches_the_level_that_it_is_for():
 def test_only_a_manager_that_counts_steps_learns_from_replayed_steps(preset, scale):
     agent = make_agent(hierarchy=choose(preset=preset))
     for group in ("world", "manager_critic"):
-        assert agent.optimizers[group].scales["replay_value"] == scale
+        assert agent.optimizers[group].scales.get("replay_value", 0.0) == scale
     assert agent.optimizers["critic"].scales.keys() == {"value"}
 
 
