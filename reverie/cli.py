@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reverie import config as configuration
 from reverie import trees
@@ -22,6 +22,9 @@ from reverie.errors import ConfigError, ReverieError
 from reverie.flags import Parser, add_code_flags, add_config_flags, add_sweep_flags, at_least, seed, values
 from reverie.presets import PRESETS
 from reverie.run.grid import axes, single
+
+if TYPE_CHECKING:
+    from reverie.agent import Agent
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--env", help="another name for its environment, such as module:callable")
         add_code_flags(command)
         command.add_argument("--device", default="auto")
+        command.add_argument("overrides", nargs="*", metavar="section.key=value")
         command.set_defaults(run=run)
     evaluate.add_argument("--shuffle-goals", action="store_true", help="give every environment the goals of another")
     play.add_argument("--output", type=Path, default=Path("media"), help="folder for the videos")
@@ -197,10 +201,17 @@ def _train_all(options: argparse.Namespace, tree: dict[str, Any]) -> int:
     return code
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    from reverie.run.evaluate import HELD_OUT, evaluate, restore_agent
+def _restore(options: argparse.Namespace) -> tuple[Agent, configuration.Config]:
+    from reverie.run.evaluate import restore_agent
 
-    agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
+    source, device, env, plugins = options.checkpoint, options.device, options.env, options.plugin
+    return restore_agent(source, device, env, plugins, options.overrides, trust=options.trust)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from reverie.run.evaluate import HELD_OUT, evaluate
+
+    agent, config = _restore(options)
     if options.shuffle_goals:
         agent.behavior.shuffle()
     limit, likeliest = config.run.evaluate_limit, options.deterministic or config.run.evaluate_deterministic
@@ -216,12 +227,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _play(options: argparse.Namespace) -> int:
-    from reverie.run.evaluate import HELD_OUT, restore_agent
+    from reverie.run.evaluate import HELD_OUT
     from reverie.run.play import play
 
     if options.output.exists() and not options.output.is_dir():
         raise ConfigError(f"--output {options.output} is a file; name a folder for the videos")
-    agent, config = restore_agent(options.checkpoint, options.device, options.env, options.plugin, trust=options.trust)
+    agent, config = _restore(options)
     limit = config.run.evaluate_limit
     held_out = HELD_OUT + options.seed
     for line in play(agent, config.env, options.episodes, held_out, options.output, limit, options.deterministic):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from reverie import cli
+from reverie import TrainedAgent, cli
 from reverie.errors import ConfigError, DeviceError
 from reverie.run import evaluate as evaluation
 from reverie.run import play as playing
@@ -91,6 +91,14 @@ def test_numbers_of_info_are_told_by_an_evaluation(folder):
 def test_evaluation_ends_with_the_mean_return(folder):
     last = call(folder, "evaluate", "--episodes", "3").splitlines()[-1]
     assert re.fullmatch(r"mean return \d+\.\d ± \d+\.\d over 3 episodes", last)
+
+
+def test_an_evaluation_takes_changes_of_the_environment(folder):
+    last = call(folder, "evaluate", "--episodes", "3", "env.time_limit=4").splitlines()[-1]
+    assert last == "mean return 4.0 ± 0.0 over 3 episodes"
+    assert "episodes = 3: unknown key" in call(folder, "evaluate", "episodes=3", code=2)
+    agent = TrainedAgent.load(folder / "checkpoints" / "best_model.pt", overrides=["env.time_limit=4"])
+    assert agent.config.env.time_limit == 4
 
 
 def test_playing_films_an_episode_and_a_dream(folder):
@@ -211,7 +219,7 @@ def test_a_script_without_a_main_guard_trains_its_own_environment_in_processes(t
     [
         (["train", "--foo"], "--foo"),
         (["train", "a.b=1", "--seed", "1", "--c=2"], "--c=2"),
-        (["evaluate", "episodes=3"], "episodes=3"),
+        (["inspect", "episodes=3"], "episodes=3"),
         (["evaluate", "--episodes", "0"], "at least 1"),
         (["play", "--seed", "-1"], "at least 0"),
         (["dream"], "invalid choice: 'dream'"),

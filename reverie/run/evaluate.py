@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,9 +203,17 @@ def dream_along(agent: Agent, recording: Recording, context: int = 5) -> tuple[d
 
 
 def restore_agent(
-    path: Path, device: str, env: str | None = None, plugins: list[str] | None = None, *, trust: bool = False
+    path: Path,
+    device: str,
+    env: str | None = None,
+    plugins: list[str] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    trust: bool = False,
 ) -> tuple[Agent, Config]:
-    """The agent in a checkpoint, ready to play, and its configuration, with another environment if ``env`` names one.
+    """The agent in a checkpoint, ready to play, and its configuration, changed by ``overrides`` (section.key=value).
+
+    ``env`` names another environment.
 
     Raises StoredDataError, DeviceError, EnvironmentFailure, and ConfigError for an environment that cannot be made, or
     that runs code which the checkpoint names, unless its source is to be trusted.
@@ -214,7 +222,8 @@ def restore_agent(
     config, state = checkpoint.load_run(path)
     values: dict[str, Any] = {} if env is None else {"env.name": env, "env.mode": "auto"}
     values |= {} if plugins is None else {"env.plugins": plugins}
-    config = configuration.build(configuration.adopt(config.model_dump(mode="json"), str(path), (), values, trust))
+    tree = configuration.adopt(config.model_dump(mode="json"), str(path), overrides, values, trust)
+    config = configuration.build(tree)
     set_up(config.run.threads, config.run.kernels)
     options = config.agent, config.world, config.behavior, config.hierarchy
     agent = Agent(*options, spaces_of(config.env), chosen, intrinsic=config.intrinsic)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +28,22 @@ class TrainedAgent:
         self.reset()
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "auto", seed: int = 0, *, trust: bool = False) -> TrainedAgent:
+    def load(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        seed: int = 0,
+        overrides: Sequence[str] = (),
+        *,
+        trust: bool = False,
+    ) -> TrainedAgent:
         """The agent that a run saved at ``path``; the same ``seed`` and observations give the same actions.
+
+        ``overrides`` (section.key=value) change its configuration, such as that of its environment.
 
         An environment that the run knew from `ENVIRONMENTS` has to be there again. Raises what `restore_agent` does.
         """
-        return cls(*restore_agent(Path(path), device, trust=trust), seed)
+        return cls(*restore_agent(Path(path), device, overrides=overrides, trust=trust), seed)
 
     def environment(self, env: Any = None) -> Environment:
         """One environment as the agent was trained in it, or ``env``, a `gymnasium.Env`, with the same around it.
