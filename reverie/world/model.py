@@ -12,8 +12,11 @@ comes in sequences::
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import copy_context
+from dataclasses import replace
+from functools import reduce
 from typing import Any
 
 import torch
@@ -39,7 +42,7 @@ from reverie.types import (
     stack,
 )
 from reverie.world.fusion import FUSIONS
-from reverie.world.modality import modalities
+from reverie.world.modality import Prepares, modalities
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.options import WorldOptions
 from reverie.world.rssm import RSSM
@@ -162,25 +165,35 @@ class MultimodalWorldModel(nn.Module):
         """Uniform numbers that `loss` takes for each step: one for each group and, to hide some, each modality."""
         return self.sizes.stoch + (len(self.encoders) if self.options.modality_dropout else 0)
 
+    def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Observations with what an encoder and its decoder would otherwise both make of them."""
+        made = [encoder.prepare(obs) for encoder in self.encoders.values() if isinstance(encoder, Prepares)]
+        return reduce(operator.or_, made, dict(obs))
+
+    def encode(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch X"]:
+        """What was observed as one token."""
+        return self._read(obs)[0]
+
     @compiled
-    def encode(
+    def _read(
         self, obs: Mapping[str, Tensor], seen: Bool[Tensor, "*batch M"] | None = None
-    ) -> Float[Tensor, "*batch X"]:
-        """What was observed as one token. ``seen`` hides modalities, in the order of ``encoders``."""
+    ) -> tuple[Float[Tensor, "*batch X"], Float[Tensor, "*batch X"]]:
+        """One token of the modalities that are ``seen``, in the order of ``encoders``, and one of all of them."""
         tokens = [encoder(obs) for encoder in self.encoders.values()]
         present = [presence(keys, obs) for keys in self.keys.values()]
-        if seen is not None:
-            pairs = zip(present, seen.unbind(-1), strict=True)
-            present = [shown if there is None else there & shown for there, shown in pairs]
-        return self.fusion(tokens, present)
+        whole = self.fusion(tokens, present)
+        if seen is None:
+            return whole, whole
+        pairs = zip(present, seen.unbind(-1), strict=True)
+        return self.fusion(tokens, [shown if there is None else there & shown for there, shown in pairs]), whole
 
     def observe(
         self, batch: Batch, uniform: Float[Tensor, "B T noise"] | None = None
     ) -> tuple[Latent, Float[Tensor, "B T X"]]:
-        """The posterior [B, T] of replayed sequences, continued from their stored context, and the tokens it saw.
+        """The posterior [B, T] of replayed sequences, continued from their stored context, and the tokens of all.
 
-        Uniform numbers decide about latents and, where there are `noise` of them, about what is hidden. Left out, they
-        are drawn for the latents alone.
+        Uniform numbers decide about latents and, where there are `noise` of them, about what is hidden from those. Left
+        out, they are drawn for the latents alone.
         """
         if uniform is None:
             uniform = torch.rand(*batch.reward.shape, self.sizes.stoch, device=batch.reward.device)
@@ -190,19 +203,18 @@ class MultimodalWorldModel(nn.Module):
             seen = seen[:, :1].expand(-1, seen.shape[1], -1)  # of a whole sequence
         deter, stoch = self.unpack(batch.context_latent)
         if not self.options.gradient_checkpointing:
-            tokens = self.encode(batch.obs, seen)
-            return self.rssm.observe(tokens, batch.previous_action, batch.first, deter, stoch, noise), tokens
+            tokens, whole = self._read(batch.obs, seen)
+            return self.rssm.observe(tokens, batch.previous_action, batch.first, deter, stoch, noise), whole
         shown = seen.split(1) if seen is not None else [None] * len(batch.reward)
-        tokens = torch.cat(
-            [checkpointed(self.encode, row.obs, part) for row, part in zip(batch.rows(), shown, strict=True)]
-        )
+        rows = [checkpointed(self._read, row.obs, part) for row, part in zip(batch.rows(), shown, strict=True)]
+        tokens, whole = (torch.cat(parts) for parts in zip(*rows, strict=True))
         stretches, length = [], math.isqrt(noise.shape[1])
-        pieces = (whole.split(length, 1) for whole in (tokens, batch.previous_action, batch.first, noise))
+        pieces = (series.split(length, 1) for series in (tokens, batch.previous_action, batch.first, noise))
         for *given, latent_noise in zip(*pieces, strict=True):
             stretches.append(checkpointed(self.rssm.observe, *given, deter, stoch, latent_noise))
             end = stretches[-1].at(-1)
             deter, stoch = end.deter, end.stoch
-        return join(stretches), tokens
+        return join(stretches), whole
 
     def loss(
         self, batch: Batch, uniform: Float[Tensor, "B T noise"] | None = None
@@ -213,6 +225,7 @@ class MultimodalWorldModel(nn.Module):
         """
         if uniform is None:
             uniform = torch.rand(*batch.reward.shape, self.noise, device=batch.reward.device)
+        batch = replace(batch, obs=self.prepare(batch.obs))
         latent, tokens = self.observe(batch, uniform)
         if not self.options.gradient_checkpointing:
             return latent, tokens.detach(), self.explain(latent, batch)

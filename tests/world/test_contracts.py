@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from reverie.env.text import to_bytes, to_text
 from reverie.errors import ConfigError
 from reverie.types import Latent, ObservationSpec
-from reverie.world.modality import MODALITY_CONFIGS, Modality, modalities, text
+from reverie.world.modality import MODALITY_CONFIGS, Modality, Prepares, modalities, text
 from reverie.world.modality.audio import AudioWriter
 from reverie.world.modality.config import ModalityConfig, ModalityOptions
 from reverie.world.modality.sound import MelSpectrogram, from_waveform, mel, mel_filters, to_waveform
 from reverie.world.modality.text import TextReader, TextWriter
 from reverie.world.sizes import Sizes
-from tests.core import close, draw
+from tests.core import close, draw, make_batch, make_world
 
 SIZES = Sizes(deter=16, hidden=8, classes=4, units=32, depth=4, embed=16, stoch=4, blocks=2, layers=2)
 
@@ -302,6 +302,26 @@ def test_samples_survive_the_way_to_numbers_and_back(dtype):
     close(to_waveform(samples, dtype), waveform, atol=1 / 256)
     loud = from_waveform(torch.tensor([-2.0, 2.0]), dtype)
     close(to_waveform(loud, dtype), [-1.0, 1.0], atol=1 / 128)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("audio")])
+def test_what_was_prepared_is_read_and_predicted_as_the_sound_itself(name):
+    group, obs = modality(name)
+    encoder, decoder = group.encoder(SIZES), group.decoder(SIZES)
+    assert isinstance(encoder, Prepares)
+    prepared, latent = encoder.prepare(obs), latent_of(torch.randn(6, 32))
+    again = encoder.prepare(prepared)
+    assert again["hear"] is prepared["hear"] and prepared["hear"].dtype == torch.float32
+    assert torch.equal(encoder(prepared), encoder(obs))
+    assert torch.equal(decoder.loss(latent, prepared)["hear"], decoder.loss(latent, obs)["hear"])
+
+
+def test_an_update_makes_each_spectrogram_once(monkeypatch):
+    world, made = make_world({"hear": SOUND}), []
+    whole = MelSpectrogram.forward
+    monkeypatch.setattr(MelSpectrogram, "forward", lambda mel, wave: made.append(wave.shape) or whole(mel, wave))
+    world.loss(make_batch(world))
+    assert made == [(3 * 6, 640)]
 
 
 def test_silence_in_bytes_is_their_middle():

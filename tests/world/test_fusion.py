@@ -98,14 +98,24 @@ def test_whole_sequences_are_hidden_and_predicted_all_the_same():
     noise = uniform(3, 6, 6)
     noise[:, :, 4:] = torch.tensor([[0.9, 0.9], [0.1, 0.9], [0.9, 0.1]])[:, None]
     noise[:, 1:, 4:] = 0.0  # only the first step decides
-    _, tokens, losses = world.loss(batch, noise)
-    vector, image = tokens.split([12, tokens.shape[-1] - 12], -1)
+    read = []
+    world.fusion.register_forward_hook(lambda module, inputs, token: read.append(token))
+    latent, tokens, losses = world.loss(batch, noise)
+    whole, part = read
+    vector, image = part.split([12, part.shape[-1] - 12], -1)
     assert vector.any(-1).all(1).tolist() == [True, False, True] and not vector[1].any()
     assert image.any(-1).all(1).tolist() == [True, True, False] and not image[2].any()
     assert bool((losses["recon_image"] > 0).all()) and bool((losses["recon_velocity"] > 0).all())
+    assert torch.equal(tokens, whole) and torch.equal(tokens, world.encode(batch.obs))  # motives see all there was
+    blind = world.rssm.observe(
+        part, batch.previous_action, batch.first, *world.unpack(batch.context_latent), noise[..., :4]
+    )
+    close(latent.deter, blind.deter)
     thrifty = make_world(VECTORS | IMAGE, modality_dropout=0.5, gradient_checkpointing=True)
     thrifty.load_state_dict(world.state_dict())
-    close(thrifty.loss(batch, noise)[1], tokens, rtol=1e-4)
+    again, same, _ = thrifty.loss(batch, noise)
+    close(same, tokens, rtol=1e-4)
+    close(again.deter, latent.deter, rtol=1e-4)
 
 
 def test_an_agent_draws_what_is_hidden_when_it_learns_and_only_with_dropout(monkeypatch):

@@ -40,6 +40,15 @@ class Encoder(Protocol):
 
 
 @runtime_checkable
+class Prepares(Protocol):
+    """An encoder that does some of its work once for itself and its decoder."""
+
+    def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What stands for its keys in an update; both have to read it as they read what was observed."""
+        ...
+
+
+@runtime_checkable
 class Decoder(Protocol):
     """Predicts its keys from a latent [*batch]."""
 

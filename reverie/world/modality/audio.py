@@ -65,13 +65,16 @@ class Sound(nn.Module):
         self.stages = max(0, math.ceil(math.log(self.length / SHORTEST, self.stride)))
         self.start = math.ceil(self.length / self.stride**self.stages)
 
-    def represent(self, samples: Shaped[Tensor, "..."]) -> Float[Tensor, "N rows T"]:
-        """What the networks read and predict, of sounds [*batch, *shape]."""
-        waveform = to_waveform(samples, self.dtype).reshape(-1, self.channels, self.shape[-1])
+    def represent(self, sound: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch rows T"]:
+        """What the networks read and predict, of sounds [*batch, *shape]; what is that already stays as it is."""
+        if sound.shape[-2:] == (self.rows, self.length) and sound.dtype == torch.float32:
+            return sound
+        batch = sound.shape[: sound.ndim - len(self.shape)]
+        waveform = to_waveform(sound, self.dtype).reshape(*batch, self.channels, self.shape[-1])
         if self.mel is None:
             return waveform
-        with torch.autocast(samples.device.type, enabled=False):
-            return self.mel(waveform.flatten(0, 1)).unflatten(0, (-1, self.channels)).flatten(1, 2)
+        with torch.autocast(sound.device.type, enabled=False):
+            return self.mel(waveform.flatten(0, -2)).reshape(*batch, self.rows, self.length)
 
 
 class TimeNormSiLU(NormSiLU):
@@ -94,11 +97,11 @@ class AudioReader(Sound):
         self.convolutions = nn.Sequential(*layers)
         self.output = MLP(inputs * self.start, self.width, 1)
 
-    def forward(self, samples: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch X"]:
-        x = self.represent(samples)
-        x = nn.functional.pad(x, (0, self.start * self.stride**self.stages - self.length))
-        batch = samples.shape[: samples.ndim - len(self.shape)]
-        return self.output(self.convolutions(x).flatten(1)).unflatten(0, batch)
+    def forward(self, sound: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch X"]:
+        represented = self.represent(sound)
+        x = nn.functional.pad(represented, (0, self.start * self.stride**self.stages - self.length))
+        x = self.convolutions(x.flatten(0, -3)).flatten(1)
+        return self.output(x).unflatten(0, represented.shape[:-2])
 
 
 class AudioWriter(Sound):
@@ -120,7 +123,7 @@ class AudioWriter(Sound):
 
     def loss(self, features: Float[Tensor, "*batch F"], value: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch"]:
         """Squared error summed over channels and time."""
-        error = self.predict(features) - self.represent(value)
+        error = self.predict(features) - self.represent(value).flatten(0, -3)
         return error.square().sum((-2, -1)).unflatten(0, features.shape[:-1])
 
     def show(self, features: Float[Tensor, "*batch F"]) -> Shaped[Tensor, "..."]:
@@ -144,6 +147,10 @@ class AudioEncoder(EachEncoder):
 
     def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__(keys, sizes, config, AudioReader)
+
+    def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every sound as it is read and predicted, which `AudioDecoder` understands as well."""
+        return {key: reader.represent(obs[key]) for key, reader in zip(self.keys, self.readers, strict=True)}  # type: ignore[operator]
 
 
 class AudioDecoder(EachDecoder):
