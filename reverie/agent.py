@@ -36,7 +36,6 @@ from reverie.types import (
     Dream,
     Explained,
     Latent,
-    Losses,
     Metrics,
     ObservationSpec,
     Options,
@@ -209,7 +208,7 @@ class Agent(nn.Module):
                 metrics |= improve(level, rollout, target, real, optimizers, generator, ready, frozen)
                 level.update_slow_critic()
                 metrics |= target.metrics | level.adapt_entropy(rollout, ready & (not frozen))
-        metrics |= self.behavior.joint_kl(metrics) | world_metrics(losses)
+        metrics |= self.behavior.joint_kl(metrics) | self.world.metrics(losses)
         metrics |= self.learned_rates.learn()
         return self._named(metrics), self.world.pack(latent.detach())
 
@@ -317,13 +316,3 @@ RATES = {"meta/lr": "meta/lr_world"}
 
 KNOWN = ("policy_loss", "value_loss", "entropy")
 """What a policy reports under this name in every behavior."""
-
-
-def world_metrics(losses: Losses) -> Metrics:
-    """The mean of every loss, under the names that users know."""
-    means = {name: loss.detach().mean() for name, loss in losses.items()}
-    reconstruction = [mean for name, mean in means.items() if name.startswith("recon_")]
-    return {f"world/{name}": mean for name, mean in means.items()} | {
-        "world/recon_loss": torch.stack(reconstruction).sum(),
-        "world/kl_loss": means["dynamics"],
-    }

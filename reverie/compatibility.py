@@ -38,6 +38,8 @@ def compare(what: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Non
         advice = "use the environment and the configuration it was trained with"
         if what == "observation" and name not in saved:
             advice += f", or leave it out with 'env.kinds={{\"{name}\": null}}'"
+        if what == "tensor" and name.startswith("world.weights.") and name not in saved:
+            advice += ", or set world.reconstruction_floor=0"
         raise StoredDataError(
             f"the checkpoint does not fit: {what} {name} is {saved.get(name, 'missing')} in it and "
             f"{mine.get(name, 'missing')} here; {advice}"

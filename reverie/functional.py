@@ -194,6 +194,16 @@ def masked_variance(values: Float[Tensor, "n *columns"], counted: Bool[Tensor, "
     return deviation.square().sum(0) / (counted.sum() - 1).clamp(min=1)
 
 
+def constant_error(target: Float[Tensor, "n *columns"], counted: Bool[Tensor, "n"]) -> Float[Tensor, ""]:
+    """The squared error, summed over columns, of the best constant prediction of the rows that count."""
+    return masked_mean((target - masked_mean(target, counted)).square(), counted).sum()
+
+
+def constant_surprise(target: Float[Tensor, "n *columns"], counted: Bool[Tensor, "n"]) -> Float[Tensor, ""]:
+    """The cross-entropy of the best constant prediction of one-hots, any number side by side."""
+    return torch.special.entr(masked_mean(target, counted)).sum()
+
+
 def _beside(counted: Tensor, values: Tensor) -> Tensor:
     """With as many axes as the values have."""
     return counted.view(-1, *[1] * (values.ndim - 1))

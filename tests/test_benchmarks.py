@@ -381,6 +381,11 @@ def test_measurements_that_do_not_fit_are_named(gpu: ModuleType, tmp_path: Path)
     assert json.loads((tmp_path / "report.json").read_text())["updates"] == report.parts["updates"]
 
 
+FACT = torch.arange(40) % 2
+GATHERED = FACT[:, None].float(), FACT[:, None].expand(-1, 3), torch.arange(40) // 2
+"""What `probe.gather` would find of forty steps in twenty episodes, if features said all."""
+
+
 def test_probe_reads_what_is_there_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     probe = importlib.import_module("probe")
@@ -405,6 +410,18 @@ def test_probe_labels_every_step_with_what_its_episode_ended_with(monkeypatch: p
     for number in range(5):
         own = facts[episode == number, 0]
         assert (own == len(own) - 1).all()  # the first row is no step
+
+
+def test_the_senses_are_learned_by_the_world_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    senses, worlds = importlib.import_module("senses"), []
+    monkeypatch.setattr(senses.probe, "gather", lambda agent, *_: worlds.append(agent) or GATHERED)
+    read = senses.measure(10.0, seed=0, updates=2, episodes=2)
+    assert read == {"wall": [1.0, 0.5], "color": [1.0, 0.5], "hand": [1.0, 0.5]}
+    (agent,) = worlds
+    counts = {name: float(optimizer.count) for name, optimizer in agent.optimizers.items()}
+    assert counts.pop("world") == 2 and not any(counts.values())
+    assert agent.world.weights.floor == 10.0 and agent.world.weights()["recon_body"] > 1.0
 
 
 # --- learned rates ---

@@ -183,6 +183,14 @@ def test_rules_of_learned_rates_are_as_they_were_measured() -> None:
         agree(" ".join(cells), [areas[way, start] for start in (0.1, 1.0, 10.0, 100.0) if (way, start) in areas])
 
 
+def test_senses_are_held_as_was_measured() -> None:
+    (rows,) = tables("docs/results.md")["Small senses"]
+    measured = stored("senses.json")["read"]
+    assert [row[0].partition(",")[0] for row in rows] == [*measured, "chance"]
+    for (_, *cells), (seed,) in zip(rows, measured.values(), strict=False):
+        agree(" ".join(cells), [100 * seed[fact][0] for fact in ("wall", "color", "hand")])
+
+
 def test_updates_take_as_long_as_was_measured() -> None:
     names = ["reverie", "reverie-bf16", "reverie-checkpointed", "reverie-tensors", "reverie-compiled"]
     rows = tables("docs/speed.md")["One update"][0]

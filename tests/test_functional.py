@@ -9,6 +9,8 @@ from reverie.functional import (
     adapt,
     balanced_kl,
     categorical_kl,
+    constant_error,
+    constant_surprise,
     lambda_return,
     masked_mean,
     masked_variance,
@@ -315,3 +317,13 @@ def test_statistics_leave_out_what_does_not_count():
     close(masked_variance(torch.stack([values, 2 * values], -1), counted), [7.0, 28.0])
     none, one = torch.zeros(4, dtype=torch.bool), torch.arange(4) == 1
     assert masked_mean(values, none) == masked_variance(values, none) == masked_variance(values, one) == 0.0
+
+
+def test_the_best_constant_costs_what_is_left_around_the_mean():
+    counted = torch.tensor([True, True, False, True])
+    values = torch.tensor([[1.0, 0.0], [2.0, 0.0], [90.0, 5.0], [6.0, 3.0]])
+    close(constant_error(values, counted), (4.0 + 1.0 + 9.0) / 3 + (1.0 + 1.0 + 4.0) / 3)
+    chosen = one_hot(torch.tensor([0, 1, 2, 1]), 3)
+    close(constant_surprise(chosen, counted), -(math.log(1 / 3) / 3 + math.log(2 / 3) * 2 / 3))
+    none = torch.zeros(4, dtype=torch.bool)
+    assert constant_error(values, none) == constant_surprise(chosen, none) == 0.0

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,8 +14,16 @@ from torch import Tensor, nn
 
 from reverie.nets.attention import Attention, Norm
 from reverie.nets.layers import Linear
+from reverie.types import presence_key
 
 Presence = Bool[Tensor, "*batch"] | None
+
+
+def presence(keys: Sequence[str], obs: Mapping[str, Tensor]) -> Presence:
+    """Whether any of these observations is there; None where one always is."""
+    flags = [obs.get(presence_key(key)) for key in keys]
+    known = [flag for flag in flags if flag is not None]
+    return torch.stack(known).any(0) if len(known) == len(flags) else None
 
 
 class Concat(nn.Module):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextvars import copy_context
 from dataclasses import replace
 from functools import reduce
@@ -35,17 +35,19 @@ from reverie.types import (
     Batch,
     Latent,
     Losses,
+    Metrics,
     ObservationSpec,
     action_width,
     join,
     presence_key,
     stack,
 )
-from reverie.world.fusion import FUSIONS
+from reverie.world.fusion import FUSIONS, presence
 from reverie.world.modality import Prepares, modalities
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.options import WorldOptions
 from reverie.world.rssm import RSSM
+from reverie.world.weights import FLOOR, ObservationWeights
 
 DEFAULTS = WorldOptions()
 
@@ -78,6 +80,9 @@ class MultimodalWorldModel(nn.Module):
         self.encoders = nn.ModuleDict({name: group.encoder(sizes) for name, group in groups.items()})
         self.decoders = nn.ModuleDict({name: group.decoder(sizes) for name, group in groups.items()})
         widths = [int(encoder.width) for encoder in self.encoders.values()]  # type: ignore[arg-type]
+        floor = options.reconstruction_floor
+        floor = (FLOOR if len(groups) > 1 else 0.0) if floor is None else floor
+        self.weights = ObservationWeights(sorted(self.observation), floor) if floor else None
         self.fusion = FUSIONS[options.fusion](widths, sizes.embed)
         self.tokens, self.action_width = sum(widths), action_width(action)
         self.rssm = RSSM(self.tokens, self.action_width, sizes, options.unimix)
@@ -221,17 +226,22 @@ class MultimodalWorldModel(nn.Module):
     ) -> tuple[Latent, Float[Tensor, "B T X"], Losses]:
         """Explains a batch: the posterior, the tokens without gradient, and one loss [B, T] per name in `scales`.
 
-        ``uniform`` is as in `observe`, but drawn with all its `noise` where it is left out.
+        The losses of small observations have their weights in them. ``uniform`` is as in `observe`, but drawn with all
+        its `noise` where it is left out.
         """
         if uniform is None:
             uniform = torch.rand(*batch.reward.shape, self.noise, device=batch.reward.device)
         batch = replace(batch, obs=self.prepare(batch.obs))
         latent, tokens = self.observe(batch, uniform)
         if not self.options.gradient_checkpointing:
-            return latent, tokens.detach(), self.explain(latent, batch)
-        pieces = zip(latent.rows(), batch.rows(), strict=True)
-        losses = [checkpointed(self.explain, *piece) for piece in pieces]
-        return latent, tokens.detach(), {name: torch.cat([loss[name] for loss in losses]) for name in self.scales}
+            losses = self.explain(latent, batch)
+        else:
+            rows = [checkpointed(self.explain, *row) for row in zip(latent.rows(), batch.rows(), strict=True)]
+            losses = {name: torch.cat([loss[name] for loss in rows]) for name in self.scales}
+        if self.weights is not None:
+            self.weights.learn(self.decoders.values(), batch.obs)
+            losses = self.weights.weigh(losses)
+        return latent, tokens.detach(), losses
 
     @compiled
     def explain(self, latent: Latent, batch: Batch) -> Losses:
@@ -254,6 +264,15 @@ class MultimodalWorldModel(nn.Module):
                 present = batch.obs.get(presence_key(key))
                 losses[f"recon_{key}"] = loss if present is None else loss * present
         return losses
+
+    def metrics(self, losses: Losses) -> Metrics:
+        """The mean of every loss of `loss`, without weights, and the weights, under the names that users know."""
+        weights = {} if self.weights is None else self.weights()
+        means = {name: loss.detach().mean() / weights.get(name, 1.0) for name, loss in losses.items()}
+        reconstruction = [mean for name, mean in means.items() if name.startswith("recon_")]
+        named = {"recon_loss": torch.stack(reconstruction).sum(), "kl_loss": means["dynamics"]}
+        named |= {name.replace("recon", "weight"): weight for name, weight in weights.items()}
+        return {f"world/{name}": number for name, number in (means | named).items()}
 
     # --- from latents to dreams ---
 
@@ -298,13 +317,6 @@ class MultimodalWorldModel(nn.Module):
         for decoder in self.decoders.values():
             shown |= decoder.show(latent)  # type: ignore[operator]
         return shown
-
-
-def presence(keys: Sequence[str], obs: Mapping[str, Tensor]) -> Bool[Tensor, "*batch"] | None:
-    """Whether any of these observations is there; None where one always is."""
-    flags = [obs.get(presence_key(key)) for key in keys]
-    known = [flag for flag in flags if flag is not None]
-    return torch.stack(known).any(0) if len(known) == len(flags) else None
 
 
 def checkpointed(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -52,6 +52,9 @@ class WorldOptions(Options):
     """Weight of the KL that trains the posterior."""
     reconstruction_scale: float = Field(default=1.0, ge=0)
     """Weight of every observation's prediction."""
+    reconstruction_floor: float | None = Field(default=None, ge=0)
+    """Nats that the best constant prediction of each observation costs at least: the losses of smaller ones are
+    multiplied. 0: as published, none is; null: 10 where there are several modalities, else 0."""
     fusion: Literal["concat", "attention"] = "concat"
     """How tokens of several modalities become one: side by side, as published, or after attention among them."""
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)

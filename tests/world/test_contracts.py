@@ -146,6 +146,28 @@ def test_a_batch_is_learned_by_heart_through_a_latent_and_every_parameter_takes_
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_no_constant_prediction_is_better_than_the_best_and_one_comes_close(name):
+    group, obs = modality(name)
+    encoder, decoder = group.encoder(SIZES), group.decoder(SIZES)
+    there = {key: torch.tensor([True, True, False, True, True, True]) for key in obs}
+    seen = encoder.prepare(obs) if isinstance(encoder, Prepares) else obs
+    best = decoder.constant_loss(seen, there)
+    again = {key: value.view(2, 3, *value.shape[1:]) for key, value in obs.items()}
+    for key, cost in decoder.constant_loss(again, {key: flag.view(2, 3) for key, flag in there.items()}).items():
+        close(cost, best[key])
+    latent = latent_of(torch.randn(1, 32).expand(6, 32))
+    optimizer = torch.optim.Adam(decoder.parameters(), lr=0.01)
+    for _ in range(150):
+        losses = {key: loss[there[key]].mean() for key, loss in decoder.loss(latent, obs).items()}
+        assert all(losses[key] > 0.999 * best[key] for key in obs)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+    for key, loss in losses.items():
+        assert loss < 1.05 * best[key], key
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_a_row_does_not_depend_on_those_beside_it(name):
     group, obs = modality(name)
     encoder, decoder = group.encoder(SIZES), group.decoder(SIZES)

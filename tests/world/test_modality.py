@@ -10,7 +10,7 @@ from reverie import native
 from reverie.errors import ConfigError
 from reverie.functional import symlog
 from reverie.types import Latent, ObservationSpec
-from reverie.world.modality import MODALITY_CONFIGS, ModalityConfig, ModalityOptions, modalities
+from reverie.world.modality import DECODERS, MODALITY_CONFIGS, ModalityConfig, ModalityOptions, modalities
 from reverie.world.modality.image import ImageDecoder, ImageEncoder, plan
 from reverie.world.modality.vector import VectorDecoder, VectorEncoder
 from reverie.world.options import WorldOptions
@@ -226,6 +226,20 @@ def test_an_unknown_network_is_refused_with_those_that_exist(monkeypatch, kind):
     monkeypatch.setitem(MODALITY_CONFIGS, "lidar", ModalityConfig("lidar", (), 8, types["encoder"], types["decoder"]))
     known = "choose from image, text, audio, vector, or add it to"
     with pytest.raises(ConfigError, match=f"'lidar' has {kind}_type = 'lstm'; {known}"):
+        make_world({"lidar": ObservationSpec((16, 4), "float32")})
+
+
+def test_a_decoder_that_lacks_something_is_refused(monkeypatch):
+    class Half(nn.Module):
+        def __init__(self, keys, sizes, config):
+            super().__init__()
+
+        def loss(self, latent, obs):
+            return {}
+
+    monkeypatch.setitem(DECODERS, "half", Half)
+    monkeypatch.setitem(MODALITY_CONFIGS, "lidar", ModalityConfig("lidar", (), 8, "vector", "half"))
+    with pytest.raises(ConfigError, match="'lidar': Half is no decoder, it lacks constant_loss, show; reverie.world"):
         make_world({"lidar": ObservationSpec((16, 4), "float32")})
 
 

@@ -58,6 +58,10 @@ class Decoder(Protocol):
         """One loss per key, each [*batch]."""
         ...
 
+    def constant_loss(self, obs: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """By key, one number: the mean loss of its best constant prediction, where ``there`` [*batch] says so."""
+        ...
+
     def show(self, latent: Latent) -> dict[str, Tensor]:
         """The predictions [*batch, *shape] in the units and dtype of the observations."""
         ...
@@ -126,7 +130,11 @@ class Modality:
         network, config = self._registered("decoder", DECODERS), self._with_width(sizes)
         if is_plain(network):
             return EachDecoder(self.keys, sizes, config, functools.partial(PlainWriter, network))
-        return network(self.keys, sizes, config)
+        made = network(self.keys, sizes, config)
+        if missing := [name for name in ("loss", "constant_loss", "show") if not hasattr(made, name)]:
+            raise ConfigError(f"modality '{config.name}': {type(made).__name__} is no decoder, it lacks "
+                              f"{', '.join(missing)}; reverie.world.modality says what these do")  # fmt: skip
+        return made
 
     def _registered(self, part: str, networks: Mapping[str, Network]) -> Network:
         name = getattr(self.config, f"{part}_type")

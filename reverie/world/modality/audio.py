@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from pydantic import Field
 from torch import Tensor, nn
 
 from reverie.errors import ConfigError
+from reverie.functional import constant_error
 from reverie.nets.layers import MLP, NormSiLU, initialise
 from reverie.types import ObservationSpec, Options
 from reverie.world.modality.config import ModalityConfig
@@ -125,6 +126,9 @@ class AudioWriter(Sound):
         """Squared error summed over channels and time."""
         error = self.predict(features) - self.represent(value).flatten(0, -3)
         return error.square().sum((-2, -1)).unflatten(0, features.shape[:-1])
+
+    def constant_loss(self, value: Shaped[Tensor, "..."], there: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+        return constant_error(self.represent(value).flatten(0, -3), there.flatten())
 
     def show(self, features: Float[Tensor, "*batch F"]) -> Shaped[Tensor, "..."]:
         """Samples in the observation's dtype; those of a spectrogram have phases of their own."""

@@ -22,6 +22,10 @@ class Draws(Protocol):
         """How wrong it is about the observed value [*batch, *shape]: [*batch]."""
         ...
 
+    def constant_loss(self, value: Tensor, there: Tensor) -> Tensor:
+        """The mean loss of the best constant prediction of the values that are ``there`` [*batch]: one number."""
+        ...
+
     def show(self, features: Tensor) -> Tensor:
         """The prediction [*batch, *shape], as the environment would draw it."""
         ...
@@ -66,6 +70,9 @@ class EachDecoder(nn.Module):
 
     def loss(self, latent: Latent, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {key: writer.loss(latent.features, obs[key]) for key, writer in self._named.items()}
+
+    def constant_loss(self, obs: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {key: writer.constant_loss(obs[key], there[key]) for key, writer in self._named.items()}
 
     def show(self, latent: Latent) -> dict[str, Tensor]:
         return {key: writer.show(latent.features) for key, writer in self._named.items()}

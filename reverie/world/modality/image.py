@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.errors import ConfigError
+from reverie.functional import constant_error
 from reverie.nets.layers import (
     BlockLinear,
     ChannelNormSiLU,
@@ -139,6 +140,10 @@ class ImageDecoder(nn.Module):
         """Squared error summed over height, width and channels."""
         errors = {key: image - brightness(obs[key], self.keys[key]) for key, image in self(latent).items()}
         return {key: error.square().sum((-3, -2, -1)) for key, error in errors.items()}
+
+    def constant_loss(self, obs: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        images = {key: brightness(obs[key], spec).flatten(0, -4) for key, spec in self.keys.items()}
+        return {key: constant_error(image, there[key].flatten()) for key, image in images.items()}
 
     def show(self, latent: Latent) -> dict[str, Tensor]:
         """Pictures uint8 [*batch, *shape]."""

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 
 from reverie.errors import ConfigError
+from reverie.functional import constant_error
 from reverie.types import ObservationSpec
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.sizes import Sizes
@@ -60,6 +61,9 @@ class PlainWriter(nn.Module):
         """Squared error summed over the observation."""
         error = (self(features) - value.float()).square()
         return error.reshape(*features.shape[:-1], -1).sum(-1)
+
+    def constant_loss(self, value: Shaped[Tensor, "..."], there: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+        return constant_error(value.float().flatten(0, there.ndim - 1), there.flatten())
 
     def show(self, features: Float[Tensor, "*batch F"]) -> Shaped[Tensor, "..."]:
         dtype = getattr(torch, self.spec.dtype)

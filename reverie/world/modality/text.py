@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,8 +121,7 @@ class TextWriter(Patches):
     def loss(self, features: Float[Tensor, "*batch F"], value: UInt8[Tensor, "*batch L"]) -> Float[Tensor, "*batch"]:
         """Cross-entropy summed over the bytes of the text and its end."""
         target = self.cut(value.flatten(0, -2))
-        counted = F.pad(target.flatten(1)[:, :-1] != 0, (1, 0), value=True)  # up to the first zero
-        counted = (counted & (torch.arange(counted.shape[1], device=value.device) < self.length)).view(target.shape)
+        counted = self.counted(target)
         if depends_on_data(value):
             used = counted.any(-1)
             longest = int(used.any(0).sum())
@@ -135,6 +134,20 @@ class TextWriter(Patches):
             draft = self.draft(features.flatten(0, -2), self.count)
             nats = (self.surprise(draft, target) * counted).sum((-2, -1))
         return nats.unflatten(0, value.shape[:-1])
+
+    def counted(self, target: Int[Tensor, "N P p"]) -> Bool[Tensor, "N P p"]:
+        """Which bytes are to be predicted: those up to the first zero."""
+        counted = F.pad(target.flatten(1)[:, :-1] != 0, (1, 0), value=True)
+        return (counted & (torch.arange(counted.shape[1], device=target.device) < self.length)).view(target.shape)
+
+    def constant_loss(self, value: UInt8[Tensor, "*batch L"], there: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+        target = self.cut(value.flatten(0, -2))
+        counted = (self.counted(target) & there.view(-1, 1, 1)).flatten(1).float()
+        places = BYTES * torch.arange(counted.shape[1], device=value.device)
+        found = counted.new_zeros(counted.shape[1] * BYTES)
+        found.index_add_(0, (target.flatten(1) + places).flatten(), counted.flatten())  # whole numbers: in any order
+        share = found.view(-1, BYTES) / there.sum().clamp(min=1)
+        return torch.special.entr(share).sum() - torch.special.entr(share.sum(-1)).sum()
 
     def surprise(self, draft: Float[Tensor, "*M W"], target: Int[Tensor, "*M p"]) -> Float[Tensor, "*M p"]:
         """The cross-entropy of each byte."""

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.functional import one_hot, symexp, symlog
+from reverie.functional import constant_error, constant_surprise, one_hot, symexp, symlog
 from reverie.nets.layers import MLP, Linear
 from reverie.types import Latent, ObservationSpec
 from reverie.world.modality.config import ModalityConfig
@@ -67,6 +67,13 @@ class VectorDecoder(nn.Module):
                 losses[key] = -(torch.log_softmax(logits, -1).flatten(-2) * target).sum(-1)
             else:
                 losses[key] = (prediction - target).square().sum(-1)
+        return losses
+
+    def constant_loss(self, obs: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        losses = {}
+        for key, spec in self.keys.items():
+            cost = constant_surprise if spec.classes else constant_error
+            losses[key] = cost(flat(obs[key], spec).flatten(0, -2), there[key].flatten())
         return losses
 
     def show(self, latent: Latent) -> dict[str, Tensor]:
