@@ -65,7 +65,12 @@ class ObservationSpec:
     rate: float = 0.0
     """Samples per second (Hz) of a sound; zero where that is unknown, and for all else."""
     optional: bool = False
-    """Whether it may be missing. Then it is zeros, and a bool observation beside it, `presence_key`, is false."""
+    """Whether it may be missing. Then it is silent or zeros, and a bool beside it, `presence_key`, is false."""
+
+    @property
+    def silence(self) -> int | None:
+        """The sample of a sound that is not heard; None for what is none."""
+        return {"uint8": 128, "uint16": 32768}.get(self.dtype, 0) if self.rate or self.kind == "audio" else None
 
     def __str__(self) -> str:
         """All of it in words. What is as usual is left out, so that words of before still say the same."""

@@ -57,7 +57,7 @@ class EnvOptions(Options):
     text_length: int = Field(default=64, ge=1, le=65_536)
     """Bytes of a text, as UTF-8; longer ones are cut."""
     mute: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=1_000)
-    """Observations that fall silent: zeros, and missing where they may be. What is shown stays of the same shape."""
+    """Observations that fall silent, or zeros, and are missing where they may be. Their shapes stay the same."""
     info_metrics: dict[Annotated[str, Field(min_length=1)], Aggregate] = Field(default={}, max_length=100)
     """Numbers of `info` to report of each episode, such as `{"success": "max"}`: their last, max, sum or mean."""
     kwargs: dict[str, Any] = {}

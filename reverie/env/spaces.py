@@ -53,7 +53,7 @@ class ObservationReader:
         self.notes: list[str] = []
         self._kinds, self._text_length, self._seen = kinds, text_length, set[str]()
         self._leaves: list[tuple[str, Callable[[Any], np.ndarray]]] = []
-        self._groups: list[tuple[tuple, set, set]] = []
+        self._groups: list[tuple[tuple, set, set, bool]] = []
         self._walk(space, ())
         if unknown := sorted(key for key in kinds.keys() - self._seen if kinds[key] is not None):
             raise ConfigError(f"env.kinds names {unknown[0]!r}, but the observations are {sorted(self._seen)}")
@@ -63,23 +63,26 @@ class ObservationReader:
             )
 
     def __call__(self, value: Any) -> dict[str, np.ndarray]:
-        for path, keys, optional in self._groups:
-            self._check_keys(path, keys, optional, _follow(value, path))
+        for path, keys, optional, missable in self._groups:
+            if not missable or _find(value, path) is not None:
+                self._check_keys(path, keys, optional, _follow(value, path))
         return {key: read(value) for key, read in self._leaves}
 
-    def _walk(self, space: spaces.Space, path: tuple) -> None:
+    def _walk(self, space: spaces.Space, path: tuple, optional: bool = False) -> None:
+        """``optional`` says that something around the space may be missing, and it with that."""
+        optional = optional or bool(getattr(space, "optional", False))
         if isinstance(space, spaces.Dict):
-            optional = {key for key, child in space.spaces.items() if getattr(child, "optional", False)}
-            self._groups.append((path, set(space.spaces), optional))
+            may_lack = {key for key, child in space.spaces.items() if getattr(child, "optional", False)}
+            self._groups.append((path, set(space.spaces), may_lack, optional))
             for key, child in space.spaces.items():
-                self._walk(child, (*path, key))
+                self._walk(child, (*path, key), optional)
         elif isinstance(space, spaces.Tuple):
             for index, child in enumerate(space.spaces):
-                self._walk(child, (*path, index))
+                self._walk(child, (*path, index), optional)
         elif is_text(space) or math.prod(space.shape or ()):
-            self._leaf(space, path)
+            self._leaf(space, path, optional)
 
-    def _leaf(self, space: spaces.Space, path: tuple) -> None:
+    def _leaf(self, space: spaces.Space, path: tuple, optional: bool) -> None:
         layout, said = find_layout(space) if isinstance(space, spaces.Box) else (None, "")
         key = "/".join(map(str, path)) or ("image" if layout else "text" if is_text(space) else "vector")
         kind = self._kinds.get(key, getattr(space, "kind", ""))
@@ -96,7 +99,6 @@ class ObservationReader:
                 spec, read = replace(spec, shape=layout.shape, dtype="uint8"), _picture_reader(key, read, layout)
             if said and not kind:
                 self.notes.append(f"observation {key!r} of shape {space.shape} {said}")
-        optional = getattr(space, "optional", False)
         spec = replace(spec, kind=kind, rate=float(getattr(space, "rate", 0.0)), optional=optional)
         if optional:
             present = presence_key(key)
@@ -212,7 +214,7 @@ def _optional_reader(
 ) -> Callable[[Any], np.ndarray]:
     def read_optional(value: Any) -> np.ndarray:
         found = _find(value, path)
-        return np.zeros(spec.shape, spec.dtype) if found is None else read(found)
+        return np.full(spec.shape, spec.silence or 0, spec.dtype) if found is None else read(found)
 
     return read_optional
 

@@ -75,26 +75,39 @@ class Repeat(Wrapper):
     """Takes every action ``times`` times and sums the rewards.
 
     With ``pool``, images are the brighter of the last two frames: some consoles draw an object only every other frame.
+    Sounds are those of all frames, one after another, with silence before them where there were fewer.
     """
 
     def __init__(self, inner: Environment, times: int, pool: bool):
         super().__init__(inner)
         self.times = times
         self.pooled = image_keys(inner) if pool else []
+        sounds = {key: spec for key, spec in inner.observation.items() if spec.silence is not None}
+        joined = {key: (*spec.shape[:-1], times * spec.shape[-1]) for key, spec in sounds.items()}
+        self.observation = inner.observation | {key: replace(spec, shape=joined[key]) for key, spec in sounds.items()}
+        self.silence = {key: np.full(spec.shape, spec.silence, spec.dtype) for key, spec in sounds.items()}
+
+    def reset(self, seed: int) -> Observation:
+        return self._shown([self.inner.reset(seed)])
 
     def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool]:
-        total, previous = 0.0, None
-        obs, reward, terminated, truncated = self.inner.step(action)
-        total += reward
-        for _ in range(self.times - 1):
-            if terminated or truncated:
-                break
-            previous = obs
+        frames, total, terminated, truncated = [], 0.0, False, False
+        while len(frames) < self.times and not (terminated or truncated):
             obs, reward, terminated, truncated = self.inner.step(action)
+            frames.append(obs)
             total += reward
-        if previous is not None:
-            obs = obs | {key: np.maximum(obs[key], previous[key]) for key in self.pooled}
-        return obs, total, terminated, truncated
+        return self._shown(frames), total, terminated, truncated
+
+    def _shown(self, frames: list[Observation]) -> Observation:
+        shown = dict(frames[-1])
+        if len(frames) > 1:
+            shown |= {key: np.maximum(frames[-1][key], frames[-2][key]) for key in self.pooled}
+        for key, silence in self.silence.items():
+            heard = [silence] * (self.times - len(frames)) + [frame[key] for frame in frames]
+            shown[key] = np.concatenate(heard, -1)
+            if (flag := presence_key(key)) in shown:
+                shown[flag] = np.array(any(frame[flag] for frame in frames))
+        return shown
 
 
 class TimeLimit(Wrapper):
@@ -200,7 +213,7 @@ def one_hot(inner: Environment, keys: bool | Collection[str]) -> Environment:
 
 
 class Mute(Wrapper):
-    """Makes observations fall silent: they are zeros, and not there where they are optional.
+    """Makes observations fall silent: they are as if nothing was there, and missing where they are optional.
 
     What the environment says that it shows stays the same, so an agent that was trained with a sense can lose it.
     Raises `ConfigError` for an observation that there is not.
@@ -208,8 +221,9 @@ class Mute(Wrapper):
 
     def __init__(self, inner: Environment, keys: Collection[str]):
         super().__init__(inner)
-        self.keys = {key for name in keys for key in (name, presence_key(name)) if key in inner.observation}
-        if unknown := sorted(set(keys) - self.keys):
+        known = {key for name in keys for key in (name, presence_key(name)) if key in inner.observation}
+        self.silence = {key: inner.observation[key].silence or 0 for key in known}
+        if unknown := sorted(set(keys) - known):
             raise ConfigError(f"env.mute names {unknown[0]!r}, but the observations are {sorted(inner.observation)}; "
                               "choose among them")  # fmt: skip
 
@@ -221,4 +235,4 @@ class Mute(Wrapper):
         return self._mute(obs), reward, terminated, truncated
 
     def _mute(self, obs: Observation) -> Observation:
-        return obs | {key: np.zeros_like(obs[key]) for key in self.keys}
+        return obs | {key: np.full_like(obs[key], silence) for key, silence in self.silence.items()}

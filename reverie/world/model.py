@@ -145,7 +145,7 @@ class MultimodalWorldModel(nn.Module):
         flags = {presence_key(key): key for key in self.observation}
         for key in self.observation.keys() - given.keys() - flags.keys():
             spec = self.observation[key]
-            given |= {key: torch.zeros(rows, steps, *spec.shape, dtype=getattr(torch, spec.dtype))}
+            given |= {key: torch.full((rows, steps, *spec.shape), spec.silence or 0, dtype=getattr(torch, spec.dtype))}
             given |= {presence_key(key): never}
         for flag in self.observation.keys() & flags.keys() - given.keys():
             given[flag] = ~never

@@ -133,6 +133,43 @@ def test_an_optional_observation_says_whether_it_is_there(absent):
         read({"sound": np.zeros(2, np.int16)})
 
 
+@pytest.mark.parametrize("nest", [lambda part: spaces.Dict({"part": part}), lambda part: spaces.Tuple([part])])
+def test_a_part_of_several_observations_may_be_missing_as_a_whole(nest):
+    sound = spaces.Box(0, 255, (2,), np.uint8)
+    sound.rate = 8000.0
+    part = spaces.Dict({"sound": sound, "more": spaces.Tuple([spaces.Discrete(3), spaces.Text(4)])})
+    part.optional = True
+    space = nest(part)
+    head, wrap = (
+        ("part", lambda value: {"part": value}) if isinstance(space, spaces.Dict) else ("0", lambda value: (value,))
+    )
+    read = ObservationReader(space)
+    flags = {key for key, spec in read.specs.items() if spec.dtype == "bool"}
+    assert flags == {f"{head}/{key}/present" for key in ("sound", "more/0", "more/1")}
+    there = read(wrap({"sound": np.array([3, 4], np.uint8), "more": (2, "yes")}))
+    assert (
+        all(there[flag] for flag in flags)
+        and there[f"{head}/sound"].tolist() == [3, 4]
+        and there[f"{head}/more/0"] == 2
+    )
+    for missing in (wrap(None), type(wrap(None))()):  # or left out
+        seen = read(missing)
+        assert not any(seen[flag] for flag in flags)
+        assert seen[f"{head}/sound"].tolist() == [128, 128] and seen[f"{head}/more/0"] == 0
+    with pytest.raises(BadTransition, match="has the keys"):
+        read(wrap({"sound": np.zeros(2, np.uint8)}))
+
+
+def test_what_is_optional_inside_of_something_may_be_missing_by_itself():
+    sound = spaces.Box(-1, 1, (2,))
+    sound.optional = True
+    read = ObservationReader(spaces.Dict({"in": spaces.Dict({"sound": sound}), "pair": spaces.Tuple([sound])}))
+    seen = read({"in": {}, "pair": (None,)})
+    assert not seen["in/sound/present"] and not seen["pair/0/present"]
+    with pytest.raises(BadTransition, match="the observation has the keys"):
+        read({"pair": (None,)})
+
+
 def test_integers_may_come_in_a_wider_dtype_as_long_as_they_fit():
     read = ObservationReader(spaces.Box(-32768, 32767, (2,), np.int16))
     assert read([7, -32768])["vector"].tolist() == [7, -32768]

@@ -232,3 +232,19 @@ def test_the_environment_of_every_shipped_configuration_is_valid(path):
         pytest.importorskip("highway_env", reason="highway_env is not installed")
         assert (config["obs_dim"], config["action_dim"]) == (779, 5)
         make(options.model_copy(update={"obs_dim": 779, "action_dim": 5})).close()
+
+
+def test_atari_is_heard_frame_by_frame_and_silent_before_the_first_one():
+    pytest.importorskip("ale_py")
+    env = make(EnvOptions(name="atari/pong", kwargs={"sound_obs": True, "noops": 0}))
+    assert env.observation["sound"] == ObservationSpec((2048,), "uint8", rate=30_720.0)
+    assert env.observation["image"].shape == (96, 96, 1)
+    assert (env.reset(0)["sound"] == 128).all()
+    serve = np.eye(18, dtype=np.float32)[1]
+    heard = np.stack([env.step(serve)[0]["sound"] for _ in range(100)])
+    assert heard.min() == 128 and len(np.unique(heard)) > 1
+    loud = (heard.reshape(-1, 4, 512) != 128).any(-1)
+    assert (
+        0 < loud.sum() < loud.size and loud[:, 0].any() and loud[:, 3].any()
+    )  # every frame is heard, not the last alone
+    env.close()

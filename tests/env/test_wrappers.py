@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from reverie.env.wrappers import Mute, Repeat, TimeLimit, grayscale, one_hot, resize
 from reverie.errors import ConfigError
 from reverie.types import ActionPart, ObservationSpec
+from reverie.world.modality.sound import to_waveform
 
 
 class Film:
@@ -60,6 +62,48 @@ def test_a_pooled_frame_is_the_brighter_of_the_last_two():
     obs, *_ = env.step(ACTION)
     assert np.flatnonzero(obs["image"][0, :, 0]).tolist() == [3, 4]
     assert obs["step"].tolist() == [4, 0]
+
+
+class Talk(Film):
+    """Says the number of the step in two samples of each of two channels, but for every third, which is missing."""
+
+    def __init__(self, length: int = 7):
+        super().__init__(length)
+        self.observation["sound"] = ObservationSpec((2, 2), "uint8", rate=120.0, optional=True)
+        self.observation["sound/present"] = ObservationSpec((), "bool", 2)
+
+    def show(self):
+        there = self.count % 3 != 2
+        sound = np.full((2, 2), 128 + self.count if there else 128, np.uint8)
+        return super().show() | {"sound": sound, "sound/present": np.array(there)}
+
+
+def test_sounds_of_repeated_frames_are_joined_after_the_silence_of_those_that_were_not_played():
+    env = Repeat(Talk(), 4, pool=True)
+    assert env.observation["sound"] == ObservationSpec((2, 8), "uint8", rate=120.0, optional=True)
+    assert env.observation["image"] == ObservationSpec((4, 8, 3), "uint8")
+    first = env.reset(0)
+    for obs, heard in (
+        (first, [0, 0, 0, 0]),
+        (env.step(ACTION)[0], [1, 0, 3, 4]),
+        (env.step(ACTION)[0], [0, 0, 6, 7]),
+    ):
+        expected = np.repeat(np.array(heard, np.uint8) + np.uint8(128), 2)
+        assert obs["sound"].dtype == np.uint8 and (obs["sound"] == expected).all() and obs["sound/present"]
+    assert not first["image"][0, 1:].any()
+
+
+def test_a_sound_that_was_missing_in_all_frames_is_missing():
+    class Mumble(Talk):
+        def show(self):
+            return super().show() | {"sound/present": np.array(self.count > 2)}
+
+    env = Repeat(Mumble(), 2, pool=False)
+    assert [bool(obs["sound/present"]) for obs in (env.reset(0), env.step(ACTION)[0], env.step(ACTION)[0])] == [
+        False,
+        False,
+        True,
+    ]
 
 
 def test_a_time_limit_truncates_and_never_terminates():
@@ -139,6 +183,18 @@ def test_a_muted_observation_is_zero_and_missing_where_it_may_be():
     for obs in (env.reset(0), env.step(ACTION)[0]):
         assert not obs["image"].any() and obs["image"].dtype == np.uint8 and not obs["image/present"]
     assert obs["step"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(("dtype", "middle"), [("uint8", 128), ("uint16", 32768), ("int16", 0), ("float32", 0)])
+def test_a_muted_sound_is_silent(dtype, middle):
+    for spec in (ObservationSpec((2,), dtype, rate=8000.0), ObservationSpec((2,), dtype, kind="audio")):
+        film = Film()
+        film.observation["sound"] = spec
+        show = film.show
+        film.show = lambda show=show: show() | {"sound": np.full(2, 7, dtype)}  # type: ignore[method-assign]
+        muted = Mute(film, ["sound"]).reset(0)["sound"]
+        assert muted.tolist() == [middle, middle] and muted.dtype == dtype
+        assert not to_waveform(torch.from_numpy(muted), dtype).any()
 
 
 def test_muting_something_that_is_not_there_is_refused():

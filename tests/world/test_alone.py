@@ -14,6 +14,7 @@ from reverie.env.text import to_bytes
 from reverie.errors import ConfigError
 from reverie.types import ActionPart, ObservationSpec
 from reverie.world.modality import modalities
+from reverie.world.options import WorldOptions
 from tests.core import CHOICE, SMALL, close, draw, make_batch, shake, uniform
 
 PAIR = {
@@ -170,6 +171,19 @@ def test_a_plain_prediction_costs_its_squared_error(plain):
     decoder.writers[0].network.register_forward_hook(lambda *_: torch.full((2, 4, 2), 3.0))
     latent = MultimodalWorldModel({"scan": plain()}, options=SMALL).initial(2)
     close(decoder.loss(latent, {"scan": torch.ones(2, 4, 2)})["scan"], [32.0, 32.0])
+    values, there = torch.tensor([1.0, 2.0, 9.0]), torch.tensor([True, True, False])
+    scans = values[:, None, None].expand(3, 4, 2)
+    close(decoder.constant_loss({"scan": scans}, {"scan": there})["scan"], 8 * 0.25)
+
+
+def test_options_that_plain_modules_cannot_read_are_refused(plain):
+    plain()
+    options = SMALL.model_copy(update={"modalities": WorldOptions(modalities=CHOSEN).modalities})
+    with pytest.raises(ConfigError, match="world.modalities.scan.options.depth = 4: unknown; there is nothing to"):
+        MultimodalWorldModel({"scan": MODALITY_CONFIGS["scan"]}, options=options)
+
+
+CHOSEN = {"scan": {"options": {"depth": 4}}}
 
 
 class Broken(nn.Module):

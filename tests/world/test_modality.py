@@ -290,6 +290,16 @@ def test_a_configuration_changes_one_modality():
     assert world.scales["recon_velocity"] == 10.0 and world.scales["recon_image"] == 2.0
 
 
+@pytest.mark.parametrize("name", ["image", "vector"])
+def test_an_option_of_networks_that_have_none_is_refused(name):
+    choices = WorldOptions(modalities={name: {"options": {"depth": 4}}}).modalities
+    complaint = f"world.modalities.{name}.options.depth = 4: unknown; there is nothing to choose"
+    (group,) = (group for group in modalities(VECTORS | IMAGE, choices) if group.config.name == name)
+    for part in (group.encoder, group.decoder):
+        with pytest.raises(ConfigError, match=complaint):
+            part(SMALL)
+
+
 def test_a_choice_about_a_modality_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match="world.modalities.smell: no such modality; choose from vector, image"):
         modalities(VECTORS, {"smell": ModalityOptions(loss_scale=3)})

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from reverie.errors import ConfigError
-from reverie.types import Latent, ObservationSpec
+from reverie.types import Latent, ObservationSpec, Options
 from reverie.world.modality.audio import AudioDecoder, AudioEncoder
 from reverie.world.modality.config import ModalityConfig, ModalityOptions
 from reverie.world.modality.each import EachDecoder, EachEncoder
@@ -122,6 +122,7 @@ class Modality:
         """What reads the keys. Raises ConfigError where it is not registered, or cannot."""
         network, config = self._registered("encoder", ENCODERS), self._with_width(sizes)
         if is_plain(network):
+            config.read(Options)
             return EachEncoder(self.keys, sizes, config, functools.partial(PlainReader, network))
         return network(self.keys, sizes, config)
 
@@ -129,6 +130,7 @@ class Modality:
         """What predicts the keys. Raises ConfigError where it is not registered, or cannot."""
         network, config = self._registered("decoder", DECODERS), self._with_width(sizes)
         if is_plain(network):
+            config.read(Options)
             return EachDecoder(self.keys, sizes, config, functools.partial(PlainWriter, network))
         made = network(self.keys, sizes, config)
         if missing := [name for name in ("loss", "constant_loss", "show") if not hasattr(made, name)]:

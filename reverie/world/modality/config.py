@@ -64,7 +64,8 @@ class ModalityConfig:
             first = error.errors()[0]
             name, value = ".".join(map(str, first["loc"])), first["input"]
             known = ", ".join(options.model_fields)
-            message = f"unknown; choose from {known}" if first["type"] == "extra_forbidden" else first["msg"]
+            known = f"choose from {known}" if known else "there is nothing to choose"
+            message = f"unknown; {known}" if first["type"] == "extra_forbidden" else first["msg"]
             raise ConfigError(
                 f"world.modalities.{self.name}.options.{name} = {value}: {message.removeprefix('Input ')}"
             ) from None

@@ -25,7 +25,7 @@ from reverie.nets.layers import (
     NormSiLU,
     UpsampledConvolution,
 )
-from reverie.types import Latent, ObservationSpec
+from reverie.types import Latent, ObservationSpec, Options
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.sizes import Sizes
 
@@ -84,6 +84,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__()
+        config.read(Options)
         self.keys = {key: channels_last(spec) for key, spec in sorted(keys.items())}
         channels, height, width = plan(self.keys, sizes.depth)
         self.width = height * width * channels[-1]
@@ -108,6 +109,7 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__()
+        config.read(Options)
         self.shapes = {key: spec.shape for key, spec in keys.items()}
         self.keys = {key: channels_last(spec) for key, spec in sorted(keys.items())}
         self.channels = [spec.shape[2] for spec in self.keys.values()]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reverie.functional import constant_error, constant_surprise, one_hot, symexp, symlog
 from reverie.nets.layers import MLP, Linear
-from reverie.types import Latent, ObservationSpec
+from reverie.types import Latent, ObservationSpec, Options
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.sizes import Sizes
 
@@ -33,6 +33,7 @@ class VectorEncoder(nn.Module):
 
     def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__()
+        config.read(Options)
         self.keys = dict(sorted(keys.items()))
         self.width = config.embed_dim
         inputs = sum(width(spec) for spec in keys.values())
@@ -48,6 +49,7 @@ class VectorDecoder(nn.Module):
 
     def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__()
+        config.read(Options)
         self.keys = dict(sorted(keys.items()))
         self.mlp = MLP(sizes.features, sizes.units, sizes.layers)
         self.outputs = nn.ModuleList(Linear(sizes.units, width(spec)) for spec in self.keys.values())
