@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -153,7 +153,7 @@ class Optimizer:
             parameter.data = weight.view_as(parameter)
             parameter.grad = gradient.view_as(parameter)
         sizes = layer_sizes(self.parameters, rows or {})
-        self.weights, self.gradients = list(self.weight.split(sizes)), list(self.gradient.split(sizes))
+        self.sizes, self.weights = sizes, list(self.weight.split(sizes))
         self.moments = Moments(torch.zeros_like(self.weight), torch.zeros_like(self.weight))
         self.kind, self.averaging = KINDS[options.kind], Averaging(options.beta1, options.beta2, options.eps)
         self.count = torch.zeros((), device=self.weight.device)
@@ -219,11 +219,7 @@ class Optimizer:
         norm = self.gradient.norm()
         finite = torch.isfinite(norm)
         go = finite if when is None else finite & when
-        if self.options.agc:
-            ratio = agc_ratio(self.gradients, self.weights, self.options.agc)
-            self.gradient.div_(ratio.repeat_interleave(self.lengths, output_size=len(self.gradient)))
-        if self.options.clip:
-            self.gradient.mul_((self.options.clip / self.gradient.norm()).clamp(max=1.0))
+        self._clip(self.gradient)
         moments = self.kind.moments(self.gradient, self.moments, self.count + 1, self.averaging)
         direction = self.kind.direction(moments, self.count + 1, self.averaging)
         self.weight.copy_(torch.where(go, self.weight - rate * direction, self.weight))
@@ -231,6 +227,37 @@ class Optimizer:
             old.copy_(torch.where(go, new, old))
         self.count += go
         return norm, (~finite).float()
+
+    def _clip(self, gradient: Tensor) -> tuple[Tensor, ...]:
+        """Clips a gradient in place; returns what its numbers are divided by, and then all multiplied by."""
+        ratio = scale = self.whole
+        if self.options.agc:
+            layers = list(gradient.split(self.sizes))
+            ratio = agc_ratio(layers, self.weights, self.options.agc).to(gradient)
+            ratio = ratio.repeat_interleave(self.lengths, output_size=len(gradient))
+            gradient.div_(ratio)
+        if self.options.clip:
+            scale = (self.options.clip / gradient.norm()).clamp(max=1.0)
+            gradient.mul_(scale)
+        return ratio, scale
+
+    @torch.no_grad()
+    def look_ahead(self, gradient: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """All parameters after a step that is not taken, and a function on gradients of a loss by them.
+
+        It gives the derivative of that loss by ``gradient``, over minus the rate, with the clipping as it is.
+        """
+        gradient = gradient.clone()
+        ratio, scale = self._clip(gradient)
+
+        def direction(gradient: Tensor) -> Tensor:
+            moments = self.kind.moments(gradient, self.moments, self.count + 1, self.averaging)
+            return self.kind.direction(moments, self.count + 1, self.averaging)
+
+        def pull(outer: Tensor) -> Tensor:  # each number of the direction depends on its own of the gradient alone
+            return torch.func.jvp(direction, (gradient,), (outer,))[1] / ratio * scale
+
+        return self.weight - self.rate * direction(gradient), pull
 
     def _native_step(self, rate: Tensor, when: Tensor | None) -> tuple[Tensor, ...]:
         """The same in one call; reading ``when`` costs nothing on a CPU."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reverie.behavior.mixer import Mixer
+from reverie.behavior.objective import CONFIGURED, ObjectiveOptions, learned_objective
 from reverie.behavior.streams import TASK, Stream
 from reverie.compilation import compiled
 from reverie.functional import adapt, lambda_return, replay_return, two_hot_bins
@@ -60,6 +63,15 @@ class BehaviorOptions(Options):
     """Weight of the critic's loss on dreams."""
     replay_value_scale: float = Field(default=0.3, ge=0)
     """Weight of the critic's loss on replayed steps; its gradient reaches the world model."""
+    objective: ObjectiveOptions = ObjectiveOptions()
+    """Which numbers of the policy's objective are learned."""
+
+
+class PointValues(NamedTuple):
+    """What a critic expects at every point of a rollout, and where `Rollout.after` is given there too."""
+
+    inside: Float[Tensor, "R points Q"]
+    after: Float[Tensor, "N Q"] | None
 
 
 @dataclass(frozen=True)
@@ -120,6 +132,8 @@ class ActorCritic(nn.Module):
         self.register_buffer("bins", two_hot_bins(bins), persistent=False)
         self.mixer = Mixer(streams, options.return_rate, normalised)
         self.register_buffer("entropy_weight", torch.tensor(options.entropy))
+        free_entropy = options.entropy if options.entropy_target is None else 0.0
+        self.objective = learned_objective(options.objective, streams, free_entropy, options.return_lambda)
 
     def policy(self, inputs: Float[Tensor, "*batch I"]) -> Float[Tensor, "*batch P"]:
         """Parameters of `distribution`."""
@@ -155,30 +169,49 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def compute_targets(self, rollout: Rollout) -> Targets:
         """Lambda-returns of every stream, and one advantage. Updates the scales."""
-        value = self.value(rollout.inputs)
-        returns = self._returns(rollout, value)
+        values = self.point_values(rollout)
+        numbers = CONFIGURED if self.objective is None else self.objective.numbers()
+        returns = self.returns(rollout, values)
+        judged = self.returns(rollout, values, numbers) if numbers else returns
         attention = self.mixer.attention
-        advantage, metrics = self.mixer.mix(rollout, returns, value[:, :-1])
+        advantage, metrics = self.mixer.mix(rollout, judged, values.inside[:, :-1], numbers)
         metrics = {f"{self.name}/{name}": number for name, number in metrics.items()}
         return Targets(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], attention, metrics)
 
-    def _returns(self, rollout: Rollout, value: Float[Tensor, "R points Q"]) -> Float[Tensor, "R L Q"]:
-        """A stream that ends with its goal ends with its rollout, any other goes through all pieces of a dream."""
-        joined, found = value, []
-        if rollout.after is not None:
-            points = value[:, :-1].reshape(len(rollout.after), -1, value.shape[-1])
-            joined = torch.cat([points, self.value(rollout.after)[:, None]], 1)
+    def point_values(self, rollout: Rollout) -> PointValues:
+        """What the critic expects of a rollout."""
+        return PointValues(self.value(rollout.inputs), None if rollout.after is None else self.value(rollout.after))
+
+    def returns(
+        self, rollout: Rollout, values: PointValues, numbers: Mapping[str, Tensor] = CONFIGURED
+    ) -> Float[Tensor, "R L Q"]:
+        """A stream that ends with its goal ends with its rollout, any other goes through all pieces of a dream.
+
+        ``numbers``, those that are learned, take the place of lambda and of the task's discount.
+        """
+        value, joined, found = values.inside, values.inside, []
+        if values.after is not None:
+            points = value[:, :-1].reshape(len(values.after), -1, value.shape[-1])
+            joined = torch.cat([points, values.after[:, None]], 1)
         for i, stream in enumerate(self.streams.values()):
-            reward, discount, values = rollout.reward[..., i], rollout.discount[..., i], value[..., i]
+            reward, discount, expected = rollout.reward[..., i], rollout.discount[..., i], value[..., i]
             if not stream.episodic:  # after the episode's end a new one follows
                 ended = (rollout.sure_discount[i] - discount).clamp(min=0.0)
-                reward = reward + ended * values[:, 0].mean()
+                reward = reward + ended * expected[:, 0].mean()
+            if "discount" in numbers and i == self.task:
+                steps = math.log(rollout.sure_discount[i]) / math.log(stream.discount)
+                discount = discount * (numbers["discount"] / stream.discount) ** steps
             if not stream.ends_with_goal:
-                values = joined[..., i]
-                reward, discount = (edges.reshape(len(values), -1) for edges in (reward, discount))
-            returns = lambda_return(reward, discount, values, self.options.return_lambda)
-            found.append(returns.view(rollout.weight.shape))
+                expected = joined[..., i]
+                reward, discount = (edges.reshape(len(expected), -1) for edges in (reward, discount))
+            lam = numbers.get("return_lambda", self.options.return_lambda)
+            lam = lam.expand_as(reward) if isinstance(lam, Tensor) else lam
+            found.append(lambda_return(reward, discount, expected, lam).view(rollout.weight.shape))
         return torch.stack(found, -1)
+
+    def advantage(self, rollout: Rollout, values: PointValues, numbers: Mapping[str, Tensor]) -> Float[Tensor, "R L"]:
+        """That of all streams together by the scales of now, which stay; differentiable by ``numbers``."""
+        return self.mixer.advantage(self.returns(rollout, values, numbers) - values.inside[:, :-1], numbers)
 
     def replay_value(self, features: Float[Tensor, "B T F"], batch: Batch, returns: Float[Tensor, "N"]) -> ReplayValue:
         """Targets of the task on the last N / B replayed steps of each sequence, the rows from which dreams started.

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from reverie.behavior.objective import CONFIGURED
 from reverie.behavior.streams import TASK, Stream
 from reverie.functional import masked_mean, masked_variance
 from reverie.types import Metrics, Rollout
@@ -55,10 +56,31 @@ class Mixer(nn.Module):
     @property
     def weight(self) -> Float[Tensor, "Q"]:
         """How much each stream counts now."""
+        return self.weigh(CONFIGURED)
+
+    def weigh(self, numbers: Mapping[str, Tensor]) -> Float[Tensor, "Q"]:
+        """The same with learned ``numbers``, called ``weight_<stream>``, in place of those that are configured."""
+        weights = self.weights
+        if any(f"weight_{name}" in numbers for name in self.streams):
+            own = zip(self.streams, weights, strict=True)
+            weights = torch.stack([numbers.get(f"weight_{name}", weight) for name, weight in own])
         if self.constant:
-            return self.weights
-        shares = [stream.schedule.share(self.updates) for stream in self.streams.values()]
-        return self.weights * torch.stack(shares)
+            return weights
+        return weights * torch.stack([stream.schedule.share(self.updates) for stream in self.streams.values()])
+
+    @property
+    def scale(self) -> Float[Tensor, "Q"]:
+        """The spread of each stream's returns."""
+        return torch.maximum(self.return_high - self.return_low, self.floors)
+
+    @property
+    def spread(self) -> Tensor | float:
+        """That of advantages, where the level is normalised."""
+        return self.advantage_std.clamp(min=1e-8) if self.normalised else 1.0
+
+    def advantage(self, missed: Float[Tensor, "R L Q"], numbers: Mapping[str, Tensor]) -> Float[Tensor, "R L"]:
+        """What returns less values come to together by the scales of now."""
+        return (missed / self.scale * self.weigh(numbers)).sum(-1) / self.spread
 
     @property
     def attention(self) -> Float[Tensor, "Q"]:
@@ -70,22 +92,27 @@ class Mixer(nn.Module):
 
     @torch.no_grad()
     def mix(
-        self, rollout: Rollout, returns: Float[Tensor, "R L Q"], value: Float[Tensor, "R L Q"]
+        self,
+        rollout: Rollout,
+        returns: Float[Tensor, "R L Q"],
+        value: Float[Tensor, "R L Q"],
+        numbers: Mapping[str, Tensor] = CONFIGURED,
     ) -> tuple[Float[Tensor, "R L"], Metrics]:
         """The advantage, and statistics by name. Updates the scales, once per learning step.
 
-        Rollouts that are not the level's own take no part in any scale.
+        Rollouts that are not the level's own take no part in any scale. ``numbers`` are those of `weigh`.
         """
-        counted, weight = rollout.counted, self.weight
+        counted, weight = rollout.counted, self.weigh(numbers)
         running = torch.where(self.started.any(), self.rate, 1.0)
-        scale = self._scale(rollout, returns)
+        self._follow(rollout, returns)
+        scale = self.scale
         parts = (returns - value) / scale
         weighted = parts * weight
         advantage = weighted.sum(-1)
         if self.normalised:
             seen = masked_variance(advantage.flatten(), counted.flatten()).sqrt()
             self.advantage_std.lerp_(torch.where(counted.any() & seen.isfinite(), seen, self.advantage_std), running)
-            advantage = advantage / self.advantage_std.clamp(min=1e-8)
+            advantage = advantage / self.spread
         self.updates += 1
         metrics = self._statistics(rollout, returns, value, parts, advantage)
         for i, suffix in enumerate(self._suffixes()):
@@ -97,7 +124,7 @@ class Mixer(nn.Module):
                 metrics |= {f"weight_{name}": weight[i], f"share_{name}": share[i]}
         return advantage, metrics
 
-    def _scale(self, rollout: Rollout, returns: Float[Tensor, "R L Q"]) -> Float[Tensor, "Q"]:
+    def _follow(self, rollout: Rollout, returns: Float[Tensor, "R L Q"]) -> None:
         """Follows the spread of each stream's returns."""
         rate = torch.where(self.started > 0, self.rate, 1.0)
         counted: Bool[Tensor, "R L 1"] = rollout.counted[..., None]
@@ -106,7 +133,6 @@ class Mixer(nn.Module):
             average.lerp_(torch.where(seen.isnan(), average, seen), rate)
         pays = (counted & (rollout.reward != 0)).flatten(0, 1).any(0) | ~self.silent
         self.started.copy_(torch.where(counted.any() & pays, 1.0, self.started))
-        return torch.maximum(self.return_high - self.return_low, self.floors)
 
     def _statistics(
         self,

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.behavior.actor_critic import ActorCritic, ReplayValue, Targets
+from reverie.behavior.meta_gradient import learn_objective
 from reverie.compilation import compiled
 from reverie.functional import masked_mean
 from reverie.optim import Optimizer
@@ -101,6 +102,9 @@ def improve(
 
     ready = torch.as_tensor(ready, device=weight.device)
     allowed = active = ready & (not frozen)
+    objective: Metrics = {}
+    if level.objective is not None:
+        objective = learn_objective(level, level.objective, rollout, optimizers["actor"], generator, allowed)
     actor, critic, stopped = Means(), Means(), []
     for _ in range(options.epochs):
         counts = len(weight), 0 if replay is None else replay.weight.numel()
@@ -135,6 +139,7 @@ def improve(
         | {f"{level.name}/ratio_first": actor.first[f"{level.name}/ratio_error"]}
         | actor.result()
         | critic.result()
+        | objective
     )
 
 
