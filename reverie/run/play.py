@@ -15,6 +15,7 @@ from reverie.env.worker import Failure
 from reverie.run import video
 from reverie.run.collect import Episode, Player, Scores
 from reverie.run.evaluate import RECORDED, LengthLimit, Recording, dream_along, show_goals
+from reverie.run.soundtrack import empty_track, mono, sound_key, track_of
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ def play(
 ) -> Iterator[str]:
     """Plays ``episodes`` one after another; writes ``episode_<n>`` and ``dream_<n>_<key>`` videos into ``output``.
 
-    A dream is of the first `RECORDED` steps. An environment that cannot draw itself is filmed by its dream alone. After
-    ``limit`` steps an episode is stopped, unless that is 0. With ``deterministic``, actions are the policy's likeliest.
+    A dream is of the first `RECORDED` steps; of its sound, the truth is on the left and the dream on the right. An
+    environment that cannot draw itself is filmed by its dream alone. After ``limit`` steps an episode is stopped,
+    unless that is 0. With ``deterministic``, actions are the policy's likeliest.
     Yields a line per episode and per file.
     """
     limited = LengthLimit(options, limit)
@@ -42,18 +44,20 @@ def play(
         for number in range(1, episodes + 1):
             frames, path = stage.episode(), output / f"episode_{number}.mp4"
             first = next(frames, None)
-            film = None if first is None else video.write(path, itertools.chain([first], frames))
+            film = None if first is None else video.write(path, itertools.chain([first], frames), track=stage.track)
             told = "".join(f", {name} {value:g}" for name, value in stage.finished.info.items())
             yield f"episode {number}: return {stage.finished.total:.1f}, length {stage.finished.length}{told}"
             if film is not None:
                 yield f"  {film}"
             truth, dream = dream_along(agent, stage.recording)
-            goals = show_goals(agent, stage.recording)
+            goals, observation = show_goals(agent, stage.recording), agent.world.observation
+            track = track_of(observation, truth, dream)
             for key in truth:
                 path = output / f"dream_{number}_{key}.mp4"
-                kind = agent.world.observation[key].kind
-                frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key), kind=kind)
-                yield f"  {video.write(path, frames)}"
+                frames = video.side_by_side(
+                    truth[key], dream[key], context=5, goal=goals.get(key), spec=observation[key]
+                )
+                yield f"  {video.write(path, frames, track=track)}"
     finally:
         envs.close()
 
@@ -67,10 +71,15 @@ class _Stage:
     def __init__(self, player: Player, limited: LengthLimit):
         self.player, self.scores, self.limited = player, Scores(1), limited
         self.draws = True
+        observation = player.envs.observation
+        self.sound = sound_key(observation) or ""
+        self.track = empty_track(observation[self.sound]) if self.sound else None
 
     def episode(self) -> Iterator[video.Frame]:
         """Plays an episode to its end; yields what the environment draws, if it can."""
         self.recording, finished = Recording(), []
+        if self.track is not None:
+            self.track.heard.clear()
         while not finished:
             step, previous_action = self.player.observe(), self.player.action
             finished = self.scores.add(step)
@@ -79,6 +88,8 @@ class _Stage:
             if len(self.recording) < RECORDED:
                 self.recording.add(step, previous_action, self.player.carry)
             if (frame := self._draw()) is not None:
+                if self.track is not None:
+                    self.track.heard.append(mono(step.obs[self.sound])[None])
                 yield frame
         self.finished = finished[0][1]
 

@@ -34,6 +34,7 @@ from reverie.run.folder import branch, claim, keep_identity, lock, refuse_occupi
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
 from reverie.run.schedule import Every, Interruption, TrainRatio
+from reverie.run.soundtrack import track_of
 from reverie.types import Batch, Metrics
 
 PATIENCE = 50
@@ -256,10 +257,11 @@ class DreamerV3Trainer:
     def _film(self, result: Evaluation) -> None:
         truth, dream = dream_along(self.agent, result.recording)
         goals = show_goals(self.agent, result.recording)
+        observation = self.agent.world.observation
+        track = track_of(observation, truth, dream)
         for key in truth:
-            kind = self.agent.world.observation[key].kind
-            frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key), kind=kind)
-            path = video.write(self.folder / "media" / f"{self.step:09d}_{key}.mp4", frames)
+            frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key), spec=observation[key])
+            path = video.write(self.folder / "media" / f"{self.step:09d}_{key}.mp4", frames, track=track)
             self.logger.media(self.step, f"dream/{key}", path)
 
     def _introduce(self) -> None:

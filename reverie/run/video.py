@@ -13,6 +13,8 @@ from jaxtyping import Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from reverie.env.text import KIND, to_text
+from reverie.run.soundtrack import Track, picture
+from reverie.types import ObservationSpec
 
 Frame = UInt8[np.ndarray, "_ _ 3"]
 Frames = UInt8[np.ndarray, "T _ _ 3"]
@@ -24,15 +26,19 @@ SMALLEST = 240
 """Frames with shorter sides are enlarged: players blur small ones."""
 MOST_LETTERS, LABEL, LETTER, LINE = 40, 72, 15, 22
 """Letters of a text in one line; where lines begin, how wide a letter and how high a line is."""
+AAC_RATE, LAYOUTS = 48_000, {1: "mono", 2: "stereo"}
+"""Of sound in videos."""
 MOST_LINES = 8
 """Vector components that are drawn; of longer vectors, those that move most."""
 
 
-def write(path: Path, frames: Iterable[Frame], fps: int = 20) -> Path:
+def write(path: Path, frames: Iterable[Frame], fps: int = 20, track: Track | None = None) -> Path:
     """Writes at least one frame as they come: an H.264 video, or an animated WebP where PyAV or its encoder is missing.
 
-    Returns the path with its real suffix.
+    What is in ``track`` when all frames have come is heard beside them, at its speed: in the video, or as a WAV file of
+    the same name. Returns the path with its real suffix.
     """
+    rate = Fraction(fps) if track is None else track.steps_per_second
     frames = (_enlarge(frame, SMALLEST) for frame in frames)
     first = next(frames)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,18 +49,25 @@ def write(path: Path, frames: Iterable[Frame], fps: int = 20) -> Path:
         Codec("h264", "w")
     except (ImportError, ValueError):
         path, rest = path.with_suffix(".webp"), [Image.fromarray(frame) for frame in frames]
-        pause = round(1000 / fps)
+        pause = round(1000 / rate)
         Image.fromarray(first).save(path, save_all=True, append_images=rest, duration=pause, loop=0, quality=90)
+        if track is not None:
+            track.write(path.with_suffix(".wav"))
         return path
     path = path.with_suffix(".mp4")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("h264", rate=Fraction(fps), options={"crf": "18"})
+        stream = container.add_stream("h264", rate=rate, options={"crf": "18"})
         stream.height, stream.width = (side + side % 2 for side in first.shape[:2])  # H.264 wants even sides
         stream.pix_fmt = "yuv420p"
+        sound = track and container.add_stream("aac", rate=AAC_RATE, layout=LAYOUTS[track.channels])
         for frame in itertools.chain([first], frames):
             even = np.pad(frame, ((0, frame.shape[0] % 2), (0, frame.shape[1] % 2), (0, 0)), mode="edge")
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
+        if track and sound:
+            heard = av.AudioFrame.from_ndarray(track.whole, format="fltp", layout=LAYOUTS[track.channels])
+            heard.sample_rate, heard.pts, heard.time_base = round(track.rate), 0, Fraction(1, round(track.rate))
+            container.mux(sound.encode(heard) + sound.encode())
     return path
 
 
@@ -63,17 +76,20 @@ def side_by_side(
     dream: Shaped[np.ndarray, "T ..."],
     context: int = 0,
     goal: Shaped[np.ndarray, "T ..."] | None = None,
-    kind: str = "",
+    spec: ObservationSpec | None = None,
 ) -> Frames:
     """Shows what happened beside what was dreamed.
 
-    Text (by its ``kind``) is written, truth over dream and, where there is a manager, its goal. Images uint8
-    [T, H, W, 1 or 3] become panels, truth | dream | error, and the goal. Anything else, flattened to [T, D], becomes
-    curves over time, the goal one of them. The first ``context`` steps were seen by the model, the rest it had to
-    imagine.
+    Text (by its ``spec``) is written, and of a sound a spectrogram drawn, truth over dream and, where there is a
+    manager, its goal. Images uint8 [T, H, W, 1 or 3] become panels, truth | dream | error, and the goal. Anything else,
+    flattened to [T, D], becomes curves over time, the goal one of them. The first ``context`` steps were seen by the
+    model, the rest it had to imagine.
     """
-    if kind == KIND:
-        return _texts([truth, dream] + ([] if goal is None else [goal]), context)
+    films = [truth, dream] + ([] if goal is None else [goal])
+    if spec is not None and spec.kind == KIND:
+        return _texts(films, context)
+    if spec is not None and spec.silence is not None:
+        return _spectrograms([picture(film, spec) for film in films], len(truth), context)
     if truth.ndim == 4 and truth.shape[-1] in (1, 3) and truth.dtype == np.uint8:
         return _panels(truth, dream, context, goal)
     lines = [None if values is None else values.reshape(len(truth), -1) for values in (truth, dream, goal)]
@@ -120,15 +136,47 @@ def _texts(films: list[UInt8[np.ndarray, "T L"]], context: int) -> Frames:
     for t in range(len(films[0])):
         image = canvas.copy()
         draw = ImageDraw.Draw(image)
-        seen = t < context
-        labels = [("truth", TRUTH), ("seen", TRUTH) if seen else ("dream", DREAM), ("goal", GOAL)]
-        for index, ((name, color), film) in enumerate(zip(labels, written, strict=False)):
+        for index, ((name, color), film) in enumerate(zip(_labels(t < context), written, strict=False)):
             top = MARGIN + index * block
             draw.text((MARGIN, top), name, color, _font(15))
             for number, line in enumerate(film[t]):
                 draw.text((LABEL, top + LINE * number), line, TEXT, _font(15))
         frames.append(np.asarray(image))
     return np.stack(frames)
+
+
+def _spectrograms(pictures: list[UInt8[np.ndarray, "_ _"]], steps: int, context: int) -> Frames:
+    """What was heard, and what the model took it for, over time; the latter as far as it has come."""
+    wide, high = LETTER * MOST_LETTERS - MARGIN, 104
+    levels = [np.asarray(Image.fromarray(picture).resize((wide, high)), np.float32) / 255 for picture in pictures]
+    edge = [wide * t // steps for t in range(steps + 1)]
+    canvas = np.full((len(levels) * (high + MARGIN) + MARGIN, LABEL + wide + MARGIN, 3), BACKGROUND, np.uint8)
+    place = [
+        (slice(top, top + high), slice(LABEL, LABEL + wide)) for top in range(MARGIN, len(canvas) - 1, high + MARGIN)
+    ]
+    painted = []
+    for level, color in zip(levels, (TRUTH, DREAM, GOAL), strict=False):
+        painted.append((level[..., None] * np.array(color) + (1 - level[..., None]) * np.array(PANEL)).astype(np.uint8))
+    heard = levels[1][:, : edge[min(context, steps)], None]
+    painted[1][:, : heard.shape[1]] = heard * np.array(TRUTH) + (1 - heard) * np.array(PANEL)
+    canvas[place[0]] = painted[0]
+    for film, (rows, columns) in zip(painted[2:], place[2:], strict=True):
+        canvas[rows, columns] = film
+    frames = []
+    for t in range(steps):
+        frame, (rows, _) = canvas.copy(), place[1]
+        frame[rows, LABEL : LABEL + edge[t + 1]] = painted[1][:, : edge[t + 1]]
+        frame[MARGIN:-MARGIN, LABEL + edge[t + 1] - 1] = FAINT
+        image = Image.fromarray(frame)
+        draw = ImageDraw.Draw(image)
+        for (name, color), (rows, _) in zip(_labels(t < context), place, strict=False):
+            draw.text((MARGIN, rows.start), name, color, _font(15))
+        frames.append(np.asarray(image))
+    return np.stack(frames)
+
+
+def _labels(seen: bool) -> list[tuple[str, tuple[int, int, int]]]:
+    return [("truth", TRUTH), ("seen", TRUTH) if seen else ("dream", DREAM), ("goal", GOAL)]
 
 
 def _curves(

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from reverie.agent import Agent
 from reverie.env import ENVIRONMENTS, EnvOptions, make
 from reverie.run import evaluate as evaluation
+from reverie.run import video
 from reverie.run.evaluate import evaluate
 from reverie.run.play import play
 from tests.core import make_agent
@@ -77,6 +79,47 @@ def test_an_environment_that_draws_badly_is_played_all_the_same(
     assert re.fullmatch(r"episode 1: return \d+\.0, length \d+", lines[0])
     assert films(tmp_path, lines) == DREAMS | ({"episode_1"} if filmed else set())
     assert caplog.text.count("painter cannot draw itself") == len(caplog.records) == warnings
+
+
+class Singer(Painter):
+    """Says how far it has counted, at eight times a second."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        sound = spaces.Box(0, 255, (1000,), np.uint8)
+        sound.rate = 8000  # type: ignore[attr-defined]
+        self.observation_space = spaces.Dict({**self.observation_space.spaces, "sound": sound})
+
+    def _observe(self):
+        return super()._observe() | {"sound": np.full(1000, 128 + 20 * (self.count % 3), np.uint8)}
+
+
+def test_an_episode_and_its_dream_are_heard(agent, tmp_path, monkeypatch):
+    av = pytest.importorskip("av")
+    monkeypatch.setitem(ENVIRONMENTS, "painter", Singer)
+    env, tracks = make(OPTIONS), []
+    write = video.write
+    monkeypatch.setattr(
+        video,
+        "write",
+        lambda path, frames, track: tracks.append((path.stem, track)) or write(path, frames, track=track),
+    )
+    lines = list(play(make_agent(env.observation, env.action), OPTIONS, 2, 0, tmp_path))
+    lengths = [int(re.search(r"length (\d+)", line)[1]) for line in lines if line.startswith("episode")]
+    by_name = dict(tracks)
+    assert by_name.keys() == {f"{film}_{number}{key}" for number in (1, 2) for film, key in FILMS}
+    for number, length in enumerate(lengths, 1):
+        with av.open(str(tmp_path / f"episode_{number}.mp4")) as film:
+            picture, sound = film.streams.video[0], film.streams.audio[0]
+            assert picture.frames == length + 1 and picture.average_rate == 8
+            assert float(sound.duration * sound.time_base) == pytest.approx((length + 1) / 8, abs=0.001)
+        dreamed = by_name[f"dream_{number}_sound"]
+        said = [20 * (count % 3) / 128 for count in range(length + 1)]
+        assert dreamed.whole[0, ::1000].tolist() == pytest.approx(said) and dreamed.channels == 2
+    assert tracks[0][1].whole.shape == (1, 1000 * (lengths[1] + 1))  # one track, used again by each episode
+
+
+FILMS = [("episode", ""), *(("dream", f"_{key}") for key in ("action", "count", "episode", "sound"))]
 
 
 @pytest.mark.parametrize("limit", [5, 0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import wave
 
 import numpy as np
 import pytest
@@ -10,6 +11,12 @@ from PIL import Image
 
 from reverie.env.text import to_bytes
 from reverie.run import video
+from reverie.run.soundtrack import Track, mono, picture, sound_key, track_of
+from reverie.types import ObservationSpec
+
+TEXT = ObservationSpec((64,), "uint8", kind="text")
+RATE, SAMPLES = 8_000, 800
+TONE = ObservationSpec((SAMPLES,), "int16", kind="audio", rate=RATE)
 
 
 def movie(steps: int = 6, height: int = 64, width: int = 64) -> np.ndarray:
@@ -133,8 +140,8 @@ def test_texts_are_written_and_the_dream_is_told_from_what_was_seen():
     said = np.stack([to_bytes(text, 120) for text in ("", "go left", "빨간 공", "a word and " * 9)])
     dreamt = said.copy()
     dreamt[3] = to_bytes("go left", 120)
-    frames = video.side_by_side(said, dreamt, context=2, kind="text")
-    with_goal = video.side_by_side(said, dreamt, context=2, goal=said, kind="text")
+    frames = video.side_by_side(said, dreamt, context=2, spec=TEXT)
+    with_goal = video.side_by_side(said, dreamt, context=2, goal=said, spec=TEXT)
     assert frames.shape[0] == with_goal.shape[0] == 4 and frames.shape[1] >= video.SMALLEST
     lines = video.LINE * 3
     first, block = video.MARGIN, lines + video.MARGIN
@@ -151,5 +158,81 @@ def test_texts_are_written_and_the_dream_is_told_from_what_was_seen():
 
 def test_the_longest_text_has_room(tmp_path):
     said = np.full((1, 512), ord("W"), np.uint8)
-    frames = video.side_by_side(said, said, kind="text")
+    frames = video.side_by_side(said, said, spec=TEXT)
     assert (frames[0, :, -1] == video.BACKGROUND).all()
+
+
+# --- sound ---
+
+
+def tones(*pitches: float) -> np.ndarray:
+    """A step of each pitch, half as loud as can be; zero is silence: [T, SAMPLES]."""
+    time = np.arange(SAMPLES) / RATE
+    return np.stack([16_000 * np.sin(2 * np.pi * pitch * time) for pitch in pitches]).astype(np.int16)
+
+
+def test_a_picture_of_sound_is_bright_where_it_is_heard_and_high_pitch_is_on_top():
+    drawn = picture(tones(300, 300, 0, 0, 2500, 2500), TONE)
+    early, pause, late = (drawn[:, part] for part in np.array_split(np.arange(drawn.shape[1]), 3))
+    assert early.max() > 200 and late.max() > 200 and pause[:, 3:-3].max() == 0
+    assert early.max(1).argmax() > late.max(1).argmax() + 20
+
+
+def test_sounds_are_drawn_over_time_and_the_dream_as_far_as_it_has_come():
+    truth, dream = tones(*[500] * 8), tones(*[0] * 2, *[1500] * 6)
+    frames = video.side_by_side(truth, dream, context=2, spec=TONE)
+    aimed = video.side_by_side(truth, dream, context=2, goal=truth, spec=TONE)
+    assert len(frames) == 8 and aimed.shape[1] > frames.shape[1]
+
+    def orange(frame: np.ndarray) -> int:
+        heard = frame[:, video.LABEL :].astype(int)
+        return int((heard[..., 0] > heard[..., 2] + 100).sum())
+
+    assert orange(frames[1]) == 0 and orange(frames[7]) > orange(frames[4]) > orange(frames[2]) > 100
+    truth_is, _, goal_is = np.split(aimed[0, : 3 * 120, video.LABEL :].astype(int), 3)
+    assert (truth_is[..., 2] > 200).sum() > 1000 and not (truth_is[..., 1] > truth_is[..., 2] + 60).any()
+    assert (goal_is[..., 1] > goal_is[..., 2] + 60).sum() > 1000
+
+
+def test_a_track_has_a_channel_for_each_film_and_lasts_as_long_as_its_steps():
+    observation = {"image": ObservationSpec((8, 8, 3), "uint8"), "sound": TONE}
+    left, right = tones(500, 0, 500), tones(0, 0, 1500)
+    track = track_of(observation, {"sound": left}, {"sound": right})
+    assert track is not None and track.whole.shape == (2, 3 * SAMPLES) and track.steps_per_second == 10
+    np.testing.assert_allclose(track.whole[0], left.flatten() / 32768, atol=1e-6)
+    assert not track.whole[1, : 2 * SAMPLES].any() and track.whole[1, 2 * SAMPLES :].any()
+    assert sound_key({"image": observation["image"]}) is None and track_of({"image": observation["image"]}, {}) is None
+    both = np.stack([left, right], 1)  # channels become one
+    np.testing.assert_allclose(mono(both), (mono(left) + mono(right)) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_video_has_its_sound_at_the_same_time(tmp_path, channels):
+    av = pytest.importorskip("av")
+    heard = mono(tones(0, 0, 0, 700, 700, 0, 0, 0, 0, 0))
+    track = Track(RATE, SAMPLES, channels, [np.stack([heard] * channels)])
+    path = video.write(tmp_path / "a.mp4", movie(10), fps=99, track=track)
+    with av.open(str(path)) as container:
+        assert float(container.streams.video[0].average_rate) == 10
+        sound = container.streams.audio[0]
+        assert (sound.codec_context.name, sound.codec_context.channels) == ("aac", channels)
+        decoded = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], 1)
+    loudness = np.abs(decoded[0])[:48_000].reshape(10, -1).mean(1)
+    assert (loudness[3:5] > 0.2).all() and (np.delete(loudness, [3, 4]) < 0.03).all()
+
+
+def test_without_pyav_the_sound_is_a_file_beside_the_film(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    track = Track(RATE, SAMPLES)
+    frames = (
+        track.heard.append(mono(step[None])[None]) or frame
+        for step, frame in zip(tones(700, 0, 700), movie(3), strict=True)
+    )
+    assert video.write(tmp_path / "a.mp4", frames, track=track) == tmp_path / "a.webp"  # which is heard as it is filmed
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert (file.getnchannels(), file.getframerate(), file.getsampwidth()) == (1, RATE, 2)
+        samples = np.frombuffer(file.readframes(10**6), "<i2")
+    assert np.abs(samples - tones(700, 0, 700).flatten()).max() <= 1
+    with Image.open(tmp_path / "a.webp") as image:
+        image.load()
+        assert image.info["duration"] == 100
