@@ -20,7 +20,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import learning
 import numpy as np
@@ -32,7 +31,8 @@ from torch import Tensor, nn
 
 from reverie.config import Config, load
 from reverie.learned_rates import LearnedRates, MetaOptions, RateOptions
-from reverie.optim import Optimizer, OptimizerOptions
+from reverie.optim import OptimizerOptions
+from reverie.rate_free import make_optimizer
 from reverie.run import plots
 
 RESULTS = Path(__file__).parent / "results"
@@ -89,36 +89,14 @@ class Examples:
         return x, torch.tanh(x @ self.first) @ self.second
 
 
-class Prodigy:
-    """The optimizer of the package, with the interface that the toy needs."""
-
-    def __init__(self, network: nn.Module):
-        from prodigyopt import Prodigy
-
-        self.inner = Prodigy(network.parameters(), lr=1.0)
-
-    def step(self, losses: dict[str, Tensor]) -> None:
-        self.inner.zero_grad()
-        losses["fit"].mean().backward()
-        self.inner.step()
-
-    @property
-    def rate(self) -> float:
-        return self.inner.param_groups[0]["d"]
-
-
 def fit(way: str, kind: str, start: float, seed: int) -> tuple[float, list[float]]:
     """The area under the curve of the held-out loss, and how the rate went."""
     examples = Examples(seed)
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
-    optimizer: Any
-    if way in RULES:
-        options = KINDS[kind].model_copy(update={"rate": start * TUNED})
-        optimizer = Optimizer("toy", network.parameters(), options, {"fit": 1.0})
-        rates = LearnedRates({"toy": optimizer}, {"toy": RULES[way]}, MetaOptions(enabled=True))
-    else:
-        optimizer, rates = Prodigy(network), LearnedRates({}, {}, MetaOptions())
+    options = KINDS[kind].model_copy(update={"rate": start * TUNED} if way in RULES else {"kind": way})
+    optimizer = make_optimizer("toy", network.parameters(), options, {"fit": 1.0})
+    rates = LearnedRates({"toy": optimizer}, {"toy": RULES.get(way, RULES["fixed"])}, MetaOptions(enabled=True))
     inputs, truth = examples.draw(2000)
     losses, went = [], []
     for update in range(UPDATES):
@@ -161,6 +139,8 @@ GROUPS = {
 
 FACTORS = (0.1, 10.0)
 WAYS = {"fixed": (), "learned": ("meta.enabled=true",)}
+WITHOUT_RATE = {"prodigy": tuple(f"agent.{group}_optimizer.kind=prodigy" for group in GROUPS["all"])}
+"""Ways for which there is no wrong start."""
 
 
 def wrong(config: Config, groups: Sequence[str], factor: float) -> tuple[str, ...]:
@@ -175,7 +155,7 @@ def plan(name: str) -> dict[tuple[str, str, float], str]:
     config = load(task.config)
     starts = [("all", 1.0), *((what, factor) for what in GROUPS for factor in FACTORS)]
     for what, factor in starts:
-        for way, changes in WAYS.items():
+        for way, changes in (WAYS | WITHOUT_RATE if factor == 1 else WAYS).items():
             settings = *task.settings, *wrong(config, GROUPS[what], factor), *changes
             found[what, way, factor] = called = f"{name}-{what}-x{factor:g}-{way}"
             learning.EVERY[called] = replace(task, settings=settings)

@@ -133,7 +133,8 @@ class LearnedRates:
     """What lasts from update to update; the last axis is that of the groups."""
 
     def __init__(self, optimizers: Mapping[str, Optimizer], options: Mapping[str, RateOptions], meta: MetaOptions):
-        names = [name for name in optimizers if meta.enabled and options[name].rule in RULES]
+        wanted = {name for name in optimizers if meta.enabled and options[name].rule in RULES}
+        names = [name for name, optimizer in optimizers.items() if name in wanted and optimizer.learnable]
         self.optimizers, self.meta = {name: optimizers[name] for name in names}, meta
         groups, chosen = [optimizers[name] for name in names], [options[name] for name in names]
         vector = partial(torch.tensor, device=groups[0].weight.device if groups else None)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from reverie import native
 from reverie.compatibility import shapes
-from reverie.directions import KINDS, Averaging, Moments
+from reverie.directions import KINDS, Averaging, Kind, Moments
 from reverie.errors import StoredDataError
 from reverie.native import optimizer as kernel
 from reverie.types import Metrics, Options, cpu_copy
@@ -30,8 +30,9 @@ log = logging.getLogger(__name__)
 class OptimizerOptions(Options):
     """How one group of parameters is trained."""
 
-    kind: Literal["laprop", "adam"] = "laprop"
-    """LaProp normalises the gradient before it averages; Adam averages first."""
+    kind: Literal["laprop", "adam", "prodigy"] = "laprop"
+    """LaProp normalises the gradient before it averages; Adam averages first. `prodigy` is Adam with a rate that it
+    finds by itself (the extra `prodigy`)."""
     rate: float = Field(default=4e-5, ge=0)
     """Learning rate after warm-up."""
     warmup: int = Field(default=1000, ge=0)
@@ -55,8 +56,9 @@ class OptimizerOptions(Options):
 class PolicyOptimizerOptions(OptimizerOptions):
     """The defaults of actors and critics, which take several smaller steps per dream."""
 
-    kind: Literal["laprop", "adam"] = "adam"
-    """LaProp normalises the gradient before it averages; Adam averages first."""
+    kind: Literal["laprop", "adam", "prodigy"] = "adam"
+    """LaProp normalises the gradient before it averages; Adam averages first. `prodigy` is Adam with a rate that it
+    finds by itself (the extra `prodigy`)."""
     rate: float = Field(default=1e-4, ge=0)
     """Learning rate after warm-up."""
     warmup: int = Field(default=0, ge=0)
@@ -155,7 +157,7 @@ class Optimizer:
         sizes = layer_sizes(self.parameters, rows or {})
         self.sizes, self.weights = sizes, list(self.weight.split(sizes))
         self.moments = Moments(torch.zeros_like(self.weight), torch.zeros_like(self.weight))
-        self.kind, self.averaging = KINDS[options.kind], Averaging(options.beta1, options.beta2, options.eps)
+        self.averaging = Averaging(options.beta1, options.beta2, options.eps)
         self.count = torch.zeros((), device=self.weight.device)
         self.half = half
         self.lengths = torch.tensor(sizes, device=self.weight.device)
@@ -166,6 +168,14 @@ class Optimizer:
         recipe = options.model_dump(include=OptimizerOptions.model_fields.keys() - SCHEDULE - {"kind"})
         self.task = kernel.task(sizes, adam=options.kind == "adam", floor=FLOOR, **recipe)
         self.loss_scale = torch.full_like(self.count, 2.0**16 if half else 1.0)
+
+    learnable = True
+    """Whether there is a rate that can be learned."""
+
+    @property
+    def kind(self) -> Kind:
+        """How gradients are averaged."""
+        return KINDS[self.options.kind]
 
     @property
     def rate(self) -> Tensor:

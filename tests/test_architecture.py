@@ -26,6 +26,7 @@ BELOW_AGENT = BASE | {
     "optim",
     "directions",
     "learned_rates",
+    "rate_free",
 }
 BELOW_CONFIG = BELOW_AGENT | {
     "agent",
@@ -56,6 +57,7 @@ MAY_IMPORT = {
     "directions": set(),
     "optim": BASE | {"compatibility", "directions", "native"},
     "learned_rates": BASE | {"compatibility", "optim"},
+    "rate_free": BASE | {"compatibility", "directions", "optim"},
     "nets": BASE | {"native"},
     "world": BASE | {"compilation", "nets", "native"},
     "behavior": BASE | {"compilation", "nets", "optim"},
@@ -73,9 +75,9 @@ MAY_IMPORT = {
 
 HEAVY = {
     *("ale_py", "crafter", "dm_control", "highway_env", "minigrid", "mujoco"),
-    *("av", "matplotlib", "ray", "tensorboard", "wandb"),
+    *("av", "matplotlib", "prodigyopt", "ray", "tensorboard", "wandb"),
 }
-"""Slow or optional: imported inside a function of `env` or `run`, when it is used."""
+"""Slow or optional: imported inside a function, when it is used."""
 
 WITHOUT_STRINGS = {"agent.py", "behavior/ppo.py", "behavior/hierarchy.py"}
 """The algorithm. A variant is an entry of a registry, never a comparison with a name here."""
@@ -130,9 +132,9 @@ def heavy_imports(source: Source) -> Iterator[str]:
     functions = [n for n in ast.walk(source.tree) if isinstance(n, ast.FunctionDef)]
     inside = {child.lineno for function in functions for child in ast.walk(function) if isinstance(child, ast.stmt)}
     for node, target in source.imports():
-        lazy = source.part in {"env", "run"} and node.lineno in inside
+        lazy = source.part in {"env", "rate_free", "run"} and node.lineno in inside
         if (target.split(".")[0] in HEAVY or target.startswith("torch.utils.tensorboard")) and not lazy:
-            yield source.at(node, f"{target} is imported only inside a function of env or run")
+            yield source.at(node, f"{target} is imported only inside a function of env, rate_free or run")
 
 
 def string_comparisons(source: Source) -> Iterator[str]:

@@ -451,7 +451,7 @@ def test_table_compares_with_the_fixed_arms_of_the_same_start(rates: ModuleType)
 
 def test_runs_with_wrong_rates_are_planned_by_their_names(rates: ModuleType) -> None:
     planned = rates.plan("pendulum")
-    assert len(planned) == 2 + 4 * 2 * 2
+    assert len(planned) == 3 + 4 * 2 * 2
     learning = importlib.import_module("learning")
     config = learning.Run(planned["world", "learned", 10.0], 3).config()
     tuned = rates.load("pendulum")
