@@ -201,7 +201,8 @@ class Agent(nn.Module):
             replay = self._replay_value(latent, batch, targets[0], dream)
             replay_loss = {} if replay is None else {"replay_value": levels[0].replay_value_loss(replay)}
             metrics |= self.optimizers["world"].step(losses | replay_loss)
-            metrics |= self._learn_motives(Explained(latent.detach(), tokens, self.world.walk), batch, dream)
+            explained = Explained(latent.detach(), tokens, self.world.imagine, self.world.continues)
+            metrics |= self._learn_motives(explained, batch, dream)
             ready = self.behavior.ready()
             for level, rollout, target in zip(levels, rollouts, targets, strict=True):
                 optimizers = {kind: self.optimizers[f"{level.group}{kind}"] for kind in ("actor", "critic")}

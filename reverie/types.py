@@ -255,11 +255,6 @@ class Batch:
         return Batch(**{field.name: changed(getattr(self, field.name)) for field in dataclasses.fields(self)})
 
 
-Walk = Callable[[Latent, Tensor, Tensor], tuple[Latent, Tensor]]
-"""One step of a dream: states [N, ...], actions [N, A] and uniform numbers [N, S] give the next states, and how likely
-[N] the episode goes on from each."""
-
-
 @dataclass(frozen=True)
 class Explained:
     """What the world model made of a batch, without gradient: what motives learn from."""
@@ -267,8 +262,10 @@ class Explained:
     latent: Latent
     tokens: Float[Tensor, "B T X"]
     """What was observed, encoded, and nothing of what preceded it."""
-    walk: Walk
-    """How the world model goes on from any state."""
+    walk: Callable[[Latent, Tensor, Tensor], Latent]
+    """States [N, ...], actions [N, H, A] and uniform numbers [H, N, S] give the points [N, H+1, ...] from there on."""
+    continues: Callable[[Tensor], Tensor]
+    """How likely an episode does, by features [..., F]."""
 
 
 @dataclass(frozen=True)

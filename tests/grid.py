@@ -61,7 +61,8 @@ class Grid:
     def __init__(self, slip: float):
         self.slip, self.moves = slip, moves()
 
-    def walk(self, latent: Latent, action: Tensor, uniform: Tensor) -> tuple[Latent, Tensor]:
-        here = latent.deter.argmax(-1)
-        there = torch.where(uniform[:, 0] < self.slip, here, self.moves[here, action.argmax(-1)])
-        return cells(there), torch.ones(len(here))
+    def walk(self, latent: Latent, actions: Tensor, uniform: Tensor) -> Latent:
+        points = [latent.deter.argmax(-1)]
+        for action, lost in zip(actions.argmax(-1).unbind(1), uniform[..., 0] < self.slip, strict=True):
+            points.append(torch.where(lost, points[-1], self.moves[points[-1], action]))
+        return cells(torch.stack(points, 1))

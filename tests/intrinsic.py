@@ -14,8 +14,15 @@ def setting(outcome: int = 2, action: ActionSpec = CHOICE) -> Setting:
     return Setting(action, features=5, outcome=outcome, units=8, bins=63)
 
 
-def still(latent: Latent, action: Tensor, uniform: Tensor) -> tuple[Latent, Tensor]:
-    return latent, action.new_ones(len(action))
+def still(latent: Latent, actions: Tensor, uniform: Tensor) -> Latent:
+    """A walk that leads nowhere."""
+    points = actions.shape[1] + 1
+    return Latent(*(field[:, None].expand(-1, points, *field.shape[1:]) for field in latent.fields))
+
+
+def always(features: Tensor) -> Tensor:
+    """Episodes go on."""
+    return torch.ones_like(features[..., 0])
 
 
 def states(*shape: int, seed: int = 0) -> Latent:
@@ -37,6 +44,7 @@ def seen_of(phi: Tensor, action: Tensor | None = None, joined: Tensor | None = N
         alive=alive,
         expect=lambda features: features[..., : phi.shape[-1]],
         walk=still,
+        continues=always,
     )
 
 

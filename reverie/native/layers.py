@@ -131,7 +131,7 @@ def supports_stack(x: Tensor, layers: Sequence[Dense]) -> bool:
 
 def fits(layers: Sequence[Dense]) -> bool:
     """Whether the matrices are small enough that threads can sum gradients of their own."""
-    return max(weight.numel() for weight, _, _ in layers) <= LARGEST_SUMMED
+    return all(weight.numel() <= LARGEST_SUMMED for weight, _, _ in layers)
 
 
 def stack(x: Float[Tensor, "*batch I"], layers: Sequence[Dense]) -> Float[Tensor, "*batch O"]:

@@ -240,14 +240,15 @@ static void norm_rows(const float *x, const float *scale, float *y, int rows, in
 
 // Policy and prior by turns for `steps` steps. points [N, steps + 1, D + S C], deter with stoch beside it, and logits
 // [N, steps + 1, S C] hold the start at 0. target [N, G], which the policy sees beside the state, noise [steps, N, Z]
-// and latent_noise [steps, N, S] come in, policy [N, steps, P] and action [N, steps, A] go out.
+// and latent_noise [steps, N, S] come in, policy [N, steps, P] and action [N, steps, A] go out. Without a policy (depth
+// 0) actions come in.
 int dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer *from_action, const float *mix_action,
           const float *mix_bias, const Part *parts, int part_count, const float *target, int G, const float *noise,
           int Z, const float *latent_noise, float *points, float *logits, float *policy, float *action) {
     size_t T = s.steps, D = s.deter, h = s.hidden, S = s.stoch, SC = wide(s), L = D + SC, F = L + G, n = s.block;
-    size_t P = actor[depth - 1].outputs, A = from_action->inputs, U = widest(actor, depth);
+    size_t P = depth ? actor[depth - 1].outputs : 0, A = from_action->inputs, U = widest(actor, depth);
     Packed packed;
-    float *packed_actor[depth], *packed_action = pack(from_action->weight, 1, A, A, h);
+    float *packed_actor[depth + 1], *packed_action = pack(from_action->weight, 1, A, A, h);
     float *packed_mix = pack(mix_action, D, 1, h, D);
     _Atomic int failed = pack_forward(&packed, w, s) | pack_layers(actor, depth, packed_actor);
     if (!packed_action || !packed_mix) failed = OUT_OF_MEMORY;
@@ -266,9 +267,11 @@ int dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer 
         Trace here = {deter_in, a1, h1, a2, h2, x, m, take(&next, n * 3 * D), 1};
         float *probs = take(&next, SC + P);
         int *index = (int *)take(&next, n * S);
-        Layer layers[depth];
-        memcpy(layers, actor, sizeof(layers));
-        layers[depth - 1].before = params;
+        Layer layers[depth + 1];
+        if (depth) {
+            memcpy(layers, actor, depth * sizeof(Layer));
+            layers[depth - 1].before = params;
+        }
         for (int r = 0; r < rows; r++) {
             classes_of(points + (begin + r) * (T + 1) * L + D, index + r * S, s);
             if (G) memcpy(features + r * F + L, target + (size_t)(begin + r) * G, sizeof(float) * G);  // else NULL
@@ -279,12 +282,14 @@ int dream(const Weights *w, Sizes s, const Layer *actor, int depth, const Layer 
                 memcpy(deter_in + r * D, point, sizeof(float) * D);
                 memcpy(features + r * F, point, sizeof(float) * L);
             }
-            mlp_rows(layers, depth, packed_actor, features, 0, rows, hidden, U, 0);
+            if (depth) mlp_rows(layers, depth, packed_actor, features, 0, rows, hidden, U, 0);
             for (int r = 0; r < rows; r++) {
                 size_t edge = (begin + r) * T + t;
                 float *chosen = action + edge * A;
-                act(parts, part_count, params + r * P, noise + (t * s.batch + begin + r) * Z, probs, chosen);
-                memcpy(policy + edge * P, params + r * P, sizeof(float) * P);
+                if (depth) {
+                    act(parts, part_count, params + r * P, noise + (t * s.batch + begin + r) * Z, probs, chosen);
+                    memcpy(policy + edge * P, params + r * P, sizeof(float) * P);
+                }
                 for (size_t j = 0; j < A; j++)
                     bounded[r * A + j] = chosen[j] / (fabsf(chosen[j]) > 1 ? fabsf(chosen[j]) : 1);
             }

@@ -204,6 +204,35 @@ def dream(
     return policy, action
 
 
+def walk(
+    widths: Widths,
+    weights: Named,
+    from_action: tuple[Dense, Float[Tensor, "h D"], Float[Tensor, "D"]],
+    action: Float[Tensor, "N H A"],
+    latent_noise: Float[Tensor, "H N S"],
+    points: Float[Tensor, "N H+1 F"],
+    logits: Float[Tensor, "N H+1 S C"],
+) -> None:
+    """The prior alone, as in `dream`, with actions that are given: fills points and logits, whose first step is given.
+
+    Raises ValueError for a tensor of another shape.
+    """
+    (count, horizon, width), (layer, mix, bias) = action.shape, from_action
+    require(
+        points=(points, (count, horizon + 1, widths.deter + widths.stoch * widths.classes)),
+        logits=(logits, (count, horizon + 1, widths.stoch, widths.classes)),
+        latent_noise=(latent_noise, (horizon, count, widths.stoch)),
+        from_action=(layer[0], (widths.hidden, width)),
+        mix=(mix, (widths.hidden, widths.deter)),
+        bias=(bias, (widths.deter,)),
+    )
+    owned = {name: tensor.contiguous() for name, tensor in weights.items()}
+    core = byref(_weights(widths, owned)), widths.over(count, horizon)
+    acting = layers_of([]), 0, layers_of([layer]), mix.contiguous(), bias, (bindings.Part * 0)(), 0
+    given = None, 0, None, 0, latent_noise.contiguous()
+    native.call("dream", *core, *acting, *given, points, logits, None, action.contiguous())
+
+
 def _weights(widths: Widths, weights: Named) -> bindings.Weights:
     require(**{name: (tensor, widths.weights[name]) for name, tensor in weights.items()})
     return _structure(bindings.Weights, weights)

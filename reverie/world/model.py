@@ -40,7 +40,6 @@ from reverie.types import (
     action_width,
     join,
     presence_key,
-    stack,
 )
 from reverie.world.fusion import FUSIONS, presence
 from reverie.world.modality import Prepares, modalities
@@ -290,26 +289,22 @@ class MultimodalWorldModel(nn.Module):
         """
         return torch.sigmoid(self.continue_head(features).squeeze(-1)) / self.discount
 
-    @torch.no_grad()
-    def walk(
-        self, latent: Latent, action: Float[Tensor, "N A"], uniform: Float[Tensor, "N S"]
-    ) -> tuple[Latent, Float[Tensor, "N"]]:
-        """One step from every state, and how likely the episode goes on from where it leads."""
-        following = self.rssm.prior_step()(latent, action, uniform)
-        return following, self.continues(following.features)
-
     def prior_mode(self, deter: Float[Tensor, "*batch D"]) -> Latent:
         """The latent that a deterministic state most likely stands for."""
         logits = self.rssm.prior_logits(deter)
         return Latent(deter, one_hot(logits.argmax(-1), self.sizes.classes), logits)
 
-    @torch.no_grad()
-    def imagine(self, latent: Latent, actions: Float[Tensor, "N H A"]) -> Latent:
-        """The points [N, H+1, ...] of a walk from states [N, ...], with latents drawn by chance."""
-        points, step = [latent], self.rssm.prior_step()
-        for action in actions.unbind(1):
-            points.append(step(points[-1], action, torch.rand(latent.logits.shape[:-1], device=action.device)))
-        return stack(points)
+    def imagine(
+        self, latent: Latent, actions: Float[Tensor, "N H A"], uniform: Float[Tensor, "H N S"] | None = None
+    ) -> Latent:
+        """The points [N, H+1, ...] of a walk from states [N, ...], without gradient.
+
+        Uniform numbers decide about latents. Left out, they are drawn.
+        """
+        if uniform is None:
+            count, horizon = actions.shape[:2]
+            uniform = torch.rand(horizon, count, self.sizes.stoch, device=actions.device)
+        return self.rssm.walk(latent, actions, uniform)
 
     def decode(self, latent: Latent) -> dict[str, Tensor]:
         """What the model sees in a latent [*batch]: every observation key in its own units and dtype."""

@@ -186,8 +186,8 @@ class RSSM(nn.Module):
         return rssm_kernels.dream(
             (self.sizes, self.unimix),
             self._core(weights),
-            rssm_kernels.Prior(*self.prior.parameters()),
-            rssm_kernels.Drive(self.from_action.dense[0], weights.action, self.mix.bias),
+            self._prior(),
+            self._drive(weights),
             (actor.dense, distribution),
             start,
             target,
@@ -195,8 +195,29 @@ class RSSM(nn.Module):
             latent_noise,
         )
 
+    @torch.no_grad()
+    def walk(self, start: Latent, action: Float[Tensor, "N H A"], latent_noise: Float[Tensor, "H N S"]) -> Latent:
+        """Many steps of `prior_step` with actions that are given: the points [N, H+1, ...], the start among them."""
+        tensors = *start.fields, action, latent_noise, self.gates.bias
+        if rssm_kernels.supports_dream(self.sizes, latent_noise.shape[:2].numel(), [], *tensors):
+            weights = self.weights()
+            prior, drive = self._prior(), self._drive(weights)
+            return rssm_kernels.walk(
+                (self.sizes, self.unimix), self._core(weights), prior, drive, start, action, latent_noise
+            )
+        points, step = [start], self.prior_step()
+        for taken, noise in zip(action.unbind(1), latent_noise, strict=True):
+            points.append(step(points[-1], taken, noise))
+        return stack(points)
+
     def _core(self, weights: CoreWeights) -> rssm_kernels.Core:
         """The parameters of `core` as the native kernels take them."""
         parameters = [*self.from_deter.parameters(), *self.from_stoch.parameters()]
         parameters += [weights.recurrent, weights.deter, weights.stoch, self.mix_norm.scale]
         return rssm_kernels.Core(*parameters, *self.gates.parameters())
+
+    def _prior(self) -> rssm_kernels.Prior:
+        return rssm_kernels.Prior(*self.prior.parameters())
+
+    def _drive(self, weights: CoreWeights) -> rssm_kernels.Drive:
+        return rssm_kernels.Drive(self.from_action.dense[0], weights.action, self.mix.bias)

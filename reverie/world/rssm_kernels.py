@@ -91,7 +91,7 @@ def supports(sizes: Sizes, states: int, *tensors: Tensor) -> bool:
 
 
 def supports_dream(sizes: Sizes, states: int, actor: Sequence[Dense], *tensors: Tensor) -> bool:
-    """Whether `dream` is supported; the policy has to be one that learns by the same kernels as it acts."""
+    """Whether `dream` is supported or, without a policy, `walk`. A policy has to learn by the kernels it acts by."""
     return native.supports(*tensors, kernel="dream") and fits(actor) and _repaid(sizes, states)
 
 
@@ -212,12 +212,8 @@ def dream(
     ``shape`` is sizes and unimix, ``behavior`` the policy's layers and its distribution; the policy sees ``target``
     beside every state. Call it where `supports`.
     """
-    (actor, distribution), (horizon, count), sizes = behavior, latent_noise.shape[:2], shape[0]
-    require(deter=(start.deter, (count, sizes.deter)), stoch=(start.stoch, (count, sizes.stoch, sizes.classes)))
-    features, logits = (
-        first.new_empty(count, horizon + 1, *first.shape[1:]) for first in (start.features, start.logits)
-    )
-    features[:, 0], logits[:, 0] = start.features, start.logits
+    actor, distribution = behavior
+    features, logits = _places(shape[0], start, latent_noise)
     policy, action = kernels.dream(
         _widths(*shape),
         vars(core) | vars(prior),
@@ -231,3 +227,30 @@ def dream(
         logits,
     )
     return Latent.of(features, logits), policy, action
+
+
+def walk(
+    shape: tuple[Sizes, float],
+    core: Core,
+    prior: Prior,
+    drive: Drive,
+    start: Latent,
+    action: Float[Tensor, "N H A"],
+    latent_noise: Float[Tensor, "H N S"],
+) -> Latent:
+    """The points [N, H+1] of the prior with actions that are given. Call it where `supports_dream`."""
+    features, logits = _places(shape[0], start, latent_noise)
+    from_action = drive.layer, drive.mix, drive.bias
+    kernels.walk(_widths(*shape), vars(core) | vars(prior), from_action, action, latent_noise, features, logits)
+    return Latent.of(features, logits)
+
+
+def _places(sizes: Sizes, start: Latent, latent_noise: Float[Tensor, "H N S"]) -> tuple[Tensor, Tensor]:
+    """Features [N, H+1, F] and logits [N, H+1, S, C] that hold the start, and room for what follows."""
+    horizon, count = latent_noise.shape[:2]
+    require(deter=(start.deter, (count, sizes.deter)), stoch=(start.stoch, (count, sizes.stoch, sizes.classes)))
+    features, logits = (
+        first.new_empty(count, horizon + 1, *first.shape[1:]) for first in (start.features, start.logits)
+    )
+    features[:, 0], logits[:, 0] = start.features, start.logits
+    return features, logits

@@ -16,11 +16,11 @@ from reverie.behavior.intrinsic.sight import Seen, Setting
 from reverie.config import build
 from reverie.errors import ConfigError
 from reverie.optim import Optimizer, PolicyOptimizerOptions
-from reverie.types import ActionPart, Explained, Latent
+from reverie.types import ActionPart, Explained
 from tests import core
 from tests.core import CHOICE, STEER, VECTORS, close, make_agent, make_batch
 from tests.grid import CELLS, MOVE, Grid, capacity, cells, channel, sight
-from tests.intrinsic import dream_of, nothing, setting, silence
+from tests.intrinsic import always, dream_of, nothing, setting, silence, still
 
 BOTH = (ActionPart("which", 2, True),)
 ON_GRID = Setting(MOVE, features=CELLS, outcome=CELLS, units=64, bins=63)
@@ -66,7 +66,7 @@ def test_the_bound_is_what_the_planner_knows_more_than_the_source():
     part = Empowerment(EmpowermentOptions(steps=1), replace(setting(), action=BOTH))
     silence(part)
     certain = math.log((0.8 - 0.0005) / (0.2 - 0.0005))  # one in a thousand is uniform
-    list(part.planner)[-1].bias.data.copy_(torch.tensor([certain, 0.0]))
+    list(part.planner.network)[-1].bias.data.copy_(torch.tensor([certain, 0.0]))
     features, code = torch.zeros(1, 5), torch.tensor([[[1.0, 0.0]]])
     bound = part.planner_logprob(features, torch.zeros(1, 2), code) - part.source_logprob(features, code)
     close(bound, [0.470004])
@@ -77,19 +77,16 @@ def test_actions_are_drawn_one_after_the_other_and_known_in_that_order_alone():
     torch.manual_seed(0)
     part = Empowerment(EmpowermentOptions(steps=3), setting())
     code = torch.nn.functional.one_hot(torch.tensor([[2, 0, 1]]), 3).float()
-    known = part.before(torch.zeros(1, 5), code)[0]
-    assert known[:, 5:8].tolist() == torch.eye(3).tolist()
-    assert known[:, 8:].tolist() == [[0.0] * 9, [0, 0, 1, *[0] * 6], [0, 0, 1, 1, 0, 0, 0, 0, 0]]
-    features, seen = (
-        torch.randn(4000, 5)[:1].expand(4000, -1),
-        part.propose(torch.randn(1, 5).expand(4000, -1), nothing()),
-    )
+    known = part.source.before(code)[0]
+    assert known[:, :3].tolist() == torch.eye(3).tolist()
+    assert known[:, 3:].tolist() == [[0.0] * 9, [0, 0, 1, *[0] * 6], [0, 0, 1, 1, 0, 0, 0, 0, 0]]
+    features = torch.randn(1, 5)
+    seen = part.propose(features, torch.rand(4000, 3, 1))
     assert seen.shape == (4000, 3, 3) and bool((seen.sum(-1) == 1).all())
-    seen = part.propose(features, nothing())
     index = (seen.argmax(-1) * torch.tensor([9, 3, 1])).sum(-1)
     found = torch.bincount(index, minlength=27) / 4000
     every = torch.cartesian_prod(*[torch.arange(3)] * 3)
-    wanted = part.source_logprob(features[:27], torch.nn.functional.one_hot(every, 3).float()).exp()
+    wanted = part.source_logprob(features, torch.nn.functional.one_hot(every, 3).float()).exp()
     close(wanted.sum(), 1.0)
     close(found, wanted.detach(), atol=0.02, rtol=0)
 
@@ -113,9 +110,8 @@ def test_the_source_finds_what_the_planner_can_tell():
     place = Setting(BOTH, features=CELLS, outcome=2, units=16, bins=63)
     part = Empowerment(EmpowermentOptions(steps=1, starts=256, samples=1, noise=0.0), place)
     known = torch.tensor([0.8, 0.4]).log()
-    part.planner_logprob = lambda features, outcome, code: (code[:, 0] * known).sum(-1)  # type: ignore[method-assign]
-    seen = on_grid(Grid(0.0), lambda features: features[..., :2])
-    seen = replace(seen, walk=lambda latent, action, uniform: (latent, torch.ones(len(action))))
+    part.planner_logprob = lambda features, outcome, code: (code[..., 0, :] * known).sum(-1)  # type: ignore[method-assign]
+    seen = replace(on_grid(Grid(0.0), lambda features: features[..., :2]), walk=still)
     teach(part, seen, 400, 0.01)
     start = cells(torch.arange(CELLS)).features
     first = torch.eye(2)[:1].expand(CELLS, 1, 2)
@@ -125,16 +121,13 @@ def test_the_source_finds_what_the_planner_can_tell():
 
 def test_where_an_episode_is_over_no_action_has_an_effect():
     grid = Grid(0.0)
-    part = Empowerment(EmpowermentOptions(steps=3, noise=0.0), ON_GRID)
-
-    def fatal(latent: Latent, action: Tensor, uniform: Tensor) -> tuple[Latent, Tensor]:
-        there, _ = grid.walk(latent, action, uniform)
-        return there, (there.deter.argmax(-1) == 12).float()  # the centre alone is safe
-
-    start = cells(torch.full((64,), 12))
-    code, outcome = part.attempt(start, fatal, lambda features: features, nothing())
-    ends = outcome.argmax(-1)
-    for actions, end in zip(code.argmax(-1).tolist(), ends.tolist(), strict=True):
+    part = Empowerment(EmpowermentOptions(steps=3, samples=1, noise=0.0), ON_GRID)
+    safe = replace(on_grid(grid, lambda features: features), continues=lambda x: (x.argmax(-1) == 12).float())
+    start = cells(torch.full((64,), 12))  # the centre, which alone is safe
+    code, outcome = part.attempt(start, safe, nothing())
+    ends = outcome[:, 0].argmax(-1)
+    assert len(ends.unique()) > 3
+    for actions, end in zip(code[:, 0].argmax(-1).tolist(), ends.tolist(), strict=True):
         first = next((a for a in actions if a), 0)  # the first move away from the centre is the last
         assert end == grid.moves[12, first]
 
@@ -177,6 +170,7 @@ def on_grid(grid: Grid, expect=sight) -> Seen:
         alive=alive,
         expect=expect,
         walk=grid.walk,
+        continues=always,
     )
 
 
@@ -192,9 +186,10 @@ def teach(part: Empowerment, seen: Seen, updates: int, rate: float = 3e-3) -> No
 def bounds(part: Empowerment, seen: Seen, tries: int = 2000) -> Tensor:
     """[cell], as a mean over many actions."""
     start = cells(torch.arange(CELLS).repeat_interleave(tries))
-    code, outcome = part.attempt(start, seen.walk, seen.expect, nothing().manual_seed(1))
-    gain = part.planner_logprob(start.features, outcome, code) - part.source_logprob(start.features, code)
-    return gain.view(CELLS, tries).mean(-1)
+    code, outcome = part.attempt(start, seen, nothing().manual_seed(1))
+    features = start.features[:, None]
+    gain = part.planner_logprob(features, outcome, code) - part.source_logprob(features, code)
+    return gain.view(CELLS, -1).mean(-1)
 
 
 SHORT_CASES = [(1, 0.0, 400, 0.04, 0.99)]
@@ -254,7 +249,7 @@ def idle_world(noise: float, expect: Callable[[Tensor], Tensor] | None = None) -
     for seed in range(100):
         batch = make_batch(world, MOVE, rows=4, seed=seed)
         latent = world.observe(batch, torch.rand(4, 6, 4, generator=generator))[0].detach()
-        seen = Explained(latent, world.encode(batch.obs).detach(), world.walk)
+        seen = Explained(latent, world.encode(batch.obs).detach(), world.imagine, world.continues)
         metrics = motive.learn(agent.optimizers["intrinsic"], seen, batch, dream_of(torch.zeros(1, 1, 5), 2), generator)
         found.append(metrics["intrinsic/empowerment"])
     value = motive.sources["empowerment"].value(latent.features).mean().detach()

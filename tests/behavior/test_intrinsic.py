@@ -77,7 +77,8 @@ def test_rewards_learn_by_an_optimizer_of_their_own_which_moves_nothing_else(kin
         if name != "intrinsic":
             optimizer.step = lambda losses, when=None: {}  # type: ignore[method-assign]
     agent.world.loss(batch, torch.rand(3, 6, 4))
-    explained = reverie.types.Explained(*agent.world.loss(batch, torch.rand(3, 6, 4))[:2], agent.world.walk)
+    walk, continues = agent.world.imagine, agent.world.continues
+    explained = reverie.types.Explained(*agent.world.loss(batch, torch.rand(3, 6, 4))[:2], walk, continues)
     dream = reverie.imagine.imagine(
         agent.world, agent.behavior, agent.starts(explained.latent), 4, agent.generators["learn"]
     )

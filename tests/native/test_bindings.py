@@ -174,6 +174,13 @@ def walk() -> None:
     roll(world, worker, start, torch.zeros(count, 0), noise, latent_noise)
 
 
+def walk_by_given_actions() -> None:
+    world = make_world(action=CHOICE)
+    start = dream_starts(world)
+    count = len(start.deter)
+    world.imagine(start, torch.zeros(count, 3, 3), uniform(3, count, world.sizes.stoch))
+
+
 @torch.no_grad()
 def predict() -> None:
     two_hot.predict(MLP(5, 8, 1, 63), torch.randn(60, 5), two_hot_bins(63))
@@ -187,6 +194,7 @@ def predict() -> None:
         (predict, {"two_hot_mean"}),
         (observe, {"observe_forward", "observe_backward"}),
         (walk, {"dream"}),
+        (walk_by_given_actions, {"dream"}),
     ],
 )
 def test_a_kernel_without_memory_raises_and_gives_back_what_it_had(

@@ -260,6 +260,20 @@ def test_a_dream(action: ActionSpec, wide: int):
 
 
 @needs_compiler
+@pytest.mark.parametrize("action", [CHOICE, MIXED])
+def test_a_walk_by_given_actions(action: ActionSpec):
+    world, count, horizon = make_world(action=action), 61, 6
+    shake(world, 0.3)
+    torch.manual_seed(1)
+    stoch = nn.functional.one_hot(torch.randint(4, (count, 4)), 4).float()
+    start = Latent(torch.randn(count, 16).tanh(), stoch, torch.randn(count, 4, 4))
+    given, latent_noise = 2 * torch.randn(count, horizon, world.action_width), uniform(horizon, count, 4)
+    taken = given.clone()
+    both(lambda: list(world.imagine(start, given, latent_noise).fields), "dream", rtol=1e-4, atol=1e-5)
+    assert torch.equal(given, taken)  # the kernel only reads what it else would write
+
+
+@needs_compiler
 def test_a_dream_with_a_manager():
     world = make_world()
     behavior = make_behavior(features=world.sizes.features, deter=world.sizes.deter)

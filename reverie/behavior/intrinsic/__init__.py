@@ -104,11 +104,13 @@ class Intrinsic(Motive):
 
     @torch.no_grad()
     def rewards(self, dream: Dream, wanted: Set[str]) -> dict[str, Float[Tensor, "N H"]]:
-        outcome, rewards = self.sight.expect(dream.latent.features), {}
-        for name, pay in self.options.pay.items():
-            if name not in wanted:
-                continue
-            raw = self.sources[name].reward(dream, outcome).clamp(max=pay.clip or math.inf)  # type: ignore[operator]
+        sources = {name: source for name, source in self.sources.items() if name in wanted}
+        looked_at = any(source.pays_by_outcome for source in sources.values())
+        outcome = self.sight.expect(dream.latent.features) if looked_at else dream.latent.features[..., :0]
+        rewards = {}
+        for name, source in sources.items():
+            pay = self.options.pay[name]
+            raw = source.reward(dream, outcome).clamp(max=pay.clip or math.inf)  # type: ignore[operator]
             rewards[name] = torch.where(self.updates >= pay.warmup, raw, 0.0)
         return rewards
 

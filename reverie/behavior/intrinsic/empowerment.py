@@ -12,12 +12,14 @@ that dreams are paid without walking on from all their states (Karl et al. 2017)
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reverie.behavior.intrinsic.pay import PayOptions
 from reverie.behavior.intrinsic.reward import IntrinsicReward
@@ -26,7 +28,7 @@ from reverie.errors import ConfigError
 from reverie.functional import masked_mean
 from reverie.nets.distributions import ActionDistribution, OneHot
 from reverie.nets.layers import MLP
-from reverie.types import ActionSpec, Dream, Latent, Metrics, Walk
+from reverie.types import ActionSpec, Dream, Latent, Metrics
 
 
 class EmpowermentOptions(PayOptions):
@@ -84,6 +86,45 @@ OVER = 0.5
 """Where the episode goes on with less probability, it is over: no action has an effect any more."""
 
 
+class Autoregressive(nn.Module):
+    """Logits of K choices one after the other: of each from ``given``, what is known before all, and those before it.
+
+    The first layer is a sum, so that what is given is multiplied once for all K, and once for all sequences from it.
+    """
+
+    order: Tensor
+    earlier: Tensor
+
+    def __init__(self, given: int, steps: int, choices: int, units: int, layers: int):
+        super().__init__()
+        self.network = MLP(steps * (1 + choices) + given, units, layers, choices)
+        self.register_buffer("order", torch.eye(steps), persistent=False)
+        self.register_buffer("earlier", torch.ones(steps, steps).tril(-1), persistent=False)
+
+    def before(self, code: Float[Tensor, "*rows K C"]) -> Float[Tensor, "*rows K J"]:
+        """What each choice adds to what is given: which one it is, and those so far."""
+        past = (self.earlier[:, :, None] * code[..., None, :, :]).flatten(-2)
+        return torch.cat([self.order.expand(*code.shape[:-1], -1), past], -1)
+
+    def forward(
+        self,
+        given: Sequence[Float[Tensor, "*#rows _"]],
+        code: Float[Tensor, "*#rows K C"],
+        asked: slice = slice(None),
+    ) -> Float[Tensor, "*rows asked C"]:
+        """``given`` may come in several parts, each with rows of its own. Of the K choices, those ``asked`` for."""
+        modules: list[Any] = list(self.network)
+        first, *others = modules
+        known = self.before(code)[..., asked, :]
+        weights = first.weight.split([known.shape[-1], *(part.shape[-1] for part in given)], 1)
+        hidden = F.linear(known, weights[0], first.bias)
+        for part, weight in zip(given, weights[1:], strict=True):
+            hidden = hidden + F.linear(part, weight)[..., None, :]
+        for layer in others:
+            hidden = layer(hidden)
+        return hidden.float()
+
+
 class Empowerment(IntrinsicReward):
     """Source, planner and value. Outcomes are features of observations: the recurrent state remembers any action.
 
@@ -91,93 +132,81 @@ class Empowerment(IntrinsicReward):
     """
 
     table: Tensor
-    steps: Tensor
-    earlier: Tensor
+    pays_by_outcome = False
 
     def __init__(self, options: EmpowermentOptions, setting: Setting):
         super().__init__()
         choices, units = Choices(setting.action), setting.units
         self.options, self.drawn, self.guessed = options, choices.drawn, choices.guessed
-        self.most, size = options.steps * choices.most, choices.drawn.size
-        state = setting.features + options.steps * (1 + size)
-        self.source = None if options.uniform else MLP(state, units, 1, size)
-        self.planner = MLP(state + setting.outcome, units, 2, size)
+        self.most, shape = options.steps * choices.most, (options.steps, choices.drawn.size, units)
+        self.source = None if options.uniform else Autoregressive(setting.features, *shape, layers=1)
+        self.planner = Autoregressive(setting.features + setting.outcome, *shape, layers=2)
         self.value = MLP(setting.features, units, 1, 1)
         self.register_buffer("table", choices.table, persistent=False)
-        self.register_buffer("steps", torch.eye(options.steps), persistent=False)
-        self.register_buffer("earlier", torch.ones(options.steps, options.steps).tril(-1), persistent=False)
 
-    def before(self, features: Float[Tensor, "n F"], code: Float[Tensor, "n K C"]) -> Float[Tensor, "n K I"]:
-        """What is known before each of the actions: the state, the step, and the actions so far."""
-        past = (self.earlier[:, :, None] * code[:, None]).flatten(2)
-        state = features[:, None].expand(-1, len(self.steps), -1)
-        return torch.cat([state, self.steps.expand(len(code), -1, -1), past], -1)
-
-    def propose(self, features: Float[Tensor, "n F"], generator: torch.Generator) -> Float[Tensor, "n K C"]:
+    def propose(
+        self, features: Float[Tensor, "*#rows F"], uniform: Float[Tensor, "*rows K Z"]
+    ) -> Float[Tensor, "*rows K C"]:
         """Actions drawn from the source, as choices."""
-        count, steps = len(features), len(self.steps)
-        draws = torch.rand(count, steps, self.drawn.noise, generator=generator, device=features.device)
-        code = features.new_zeros(count, steps, self.drawn.size)
-        for step in range(steps):
-            known = self.before(features, code)[:, step]
-            logits = torch.zeros_like(code[:, 0]) if self.source is None else self.source(known)
-            code[:, step] = self.drawn.sample(logits, draws[:, step])
+        code = features.new_zeros(*uniform.shape[:-1], self.drawn.size)
+        for step in (slice(k, k + 1) for k in range(code.shape[-2])):
+            logits = code[..., step, :] if self.source is None else self.source([features], code, step)
+            code[..., step, :] = self.drawn.sample(logits, uniform[..., step, :])
         return code
 
-    def source_logprob(self, features: Float[Tensor, "n F"], code: Float[Tensor, "n K C"]) -> Float[Tensor, "n"]:
+    def source_logprob(
+        self, features: Float[Tensor, "*#rows F"], code: Float[Tensor, "*#rows K C"]
+    ) -> Float[Tensor, "*rows"]:
         """Of actions, before they are taken."""
-        logits = torch.zeros_like(code) if self.source is None else self.source(self.before(features, code))
+        logits = torch.zeros_like(code) if self.source is None else self.source([features], code)
         return self.drawn.logprob(logits, code).sum(-1)
 
     def planner_logprob(
-        self, features: Float[Tensor, "n F"], outcome: Float[Tensor, "n V"], code: Float[Tensor, "n K C"]
-    ) -> Float[Tensor, "n"]:
+        self, features: Float[Tensor, "*#rows F"], outcome: Float[Tensor, "*#rows V"], code: Float[Tensor, "*#rows K C"]
+    ) -> Float[Tensor, "*rows"]:
         """Of actions, from what came of them."""
-        seen = outcome[:, None].expand(-1, len(self.steps), -1)
-        logits = self.planner(torch.cat([self.before(features, code), seen], -1))
-        return self.guessed.logprob(logits, code).sum(-1)
+        return self.guessed.logprob(self.planner([features, outcome], code), code).sum(-1)
 
     @torch.no_grad()
     def attempt(
-        self, start: Latent, walk: Walk, expect: Callable[[Tensor], Tensor], generator: torch.Generator
-    ) -> tuple[Float[Tensor, "n K C"], Float[Tensor, "n V"]]:
-        """Actions from each state, and what is seen after them; an episode that ends stays where it ended."""
-        code, latent = self.propose(start.features, generator), start
-        over = torch.zeros(len(code), dtype=torch.bool, device=code.device)
-        for step in range(len(self.steps)):
-            draws = torch.rand(latent.stoch.shape[:-1], generator=generator, device=code.device)
-            following, alive = walk(latent, code[:, step] @ self.table, draws)
-            latent, over = _where(over, latent, following), over | (alive < OVER)
-        outcome = expect(latent.features)
-        noise = torch.randn(outcome.shape, generator=generator, device=code.device)
-        return code, outcome + self.options.noise * noise
+        self, start: Latent, seen: Seen, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "n samples K C"], Float[Tensor, "n samples V"]]:
+        """Actions from each state [n], and what is seen after them; an episode that ends stays where it ended."""
+        options, device, count = self.options, start.deter.device, len(start.deter)
+        shape, many = (count, options.samples, options.steps), options.samples * count
+        code = self.propose(
+            start.features[:, None], torch.rand(*shape, self.drawn.noise, generator=generator, device=device)
+        )
+        uniform = torch.rand(options.steps, many, start.stoch.shape[-2], generator=generator, device=device)
+        begun = Latent(*(field.repeat_interleave(options.samples, 0) for field in start.fields))
+        reached = seen.walk(begun, code.flatten(0, 1) @ self.table, uniform).features[:, 1:]
+        over = seen.continues(reached) < OVER
+        over[:, -1] = True
+        end = over.byte().argmax(1)  # the first
+        outcome = seen.expect(reached[torch.arange(many, device=device), end]).unflatten(0, shape[:2])
+        noise = torch.randn(outcome.shape, generator=generator, device=device)
+        return code, outcome + options.noise * noise
 
     def loss(self, seen: Seen, generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
         """Source and planner raise the bound, the source by REINFORCE over the value, and the value learns it."""
-        options, alive = self.options, seen.alive.flatten()
-        rows = torch.randint(len(alive), (options.starts,), generator=generator, device=alive.device)
-        rows = rows.repeat_interleave(options.samples)
+        alive = seen.alive.flatten()
+        rows = torch.randint(len(alive), (self.options.starts,), generator=generator, device=alive.device)
         start, alive = Latent(*(field.flatten(0, 1)[rows] for field in seen.latent.fields)), alive[rows]
-        code, outcome = self.attempt(start, seen.walk, seen.expect, generator)
-        planned, drawn = (
-            self.planner_logprob(start.features, outcome, code),
-            self.source_logprob(start.features, code),
-        )
-        bound, value = (planned - drawn).detach(), self.value(start.features).squeeze(-1)
-        missed = (value - torch.where(alive, bound, 0.0)).square().mean()  # where all is over, nothing is to be chosen
-        loss = masked_mean(-planned, alive) + missed + masked_mean(-drawn * (bound - value.detach()), alive)
-        found = masked_mean(bound, alive)
+        code, outcome = self.attempt(start, seen, generator)
+        features = start.features[:, None]
+        planned, drawn = self.planner_logprob(features, outcome, code), self.source_logprob(features, code)
+        bound, value = (planned - drawn).detach(), self.value(features)
+        gain = -planned - drawn * (bound - value.squeeze(-1).detach())
+        # Where all is over, nothing is to be chosen.
+        missed = (value.squeeze(-1) - torch.where(alive[:, None], bound, 0.0)).square().mean()
+        loss = masked_mean(gain.mean(1), alive) + missed
+        found, guessed = masked_mean(torch.stack([bound, -planned.detach()], -1).mean(1), alive).unbind()
         return loss, {
             "empowerment_loss": loss.detach(),
             "empowerment": found,
             "empowerment_share": found / self.most,
-            "planner_loss": masked_mean(-planned.detach(), alive),
+            "planner_loss": guessed,
         }
 
     def reward(self, dream: Dream, outcome: Float[Tensor, "N points V"]) -> Float[Tensor, "N H"]:
         return self.value(dream.latent.features[:, 1:]).squeeze(-1).clamp(min=0.0) / self.most
-
-
-def _where(mask: Bool[Tensor, "n"], mine: Latent, other: Latent) -> Latent:
-    pairs = zip(mine.fields, other.fields, strict=True)
-    return Latent(*(torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))

@@ -48,7 +48,7 @@ class Icm(IntrinsicReward):
         self.forward_model = MLP(setting.outcome + setting.width + state, units, 1, setting.outcome)
         asked = setting.features + setting.width
         self.recall = MLP(asked, units, 1, setting.bins, scale=0.0) if options.mode == "head" else None
-        self.sees_outcome = self.recall is None
+        self.sees_outcome = self.pays_by_outcome = self.recall is None
         self.register_buffer("bins", two_hot_bins(setting.bins), persistent=False)
 
     def foresee(

@@ -19,7 +19,9 @@ class IntrinsicReward(nn.Module, ABC):
     """
 
     sees_outcome: bool = True
-    """Whether it looks at what the states of a dream look like; where nobody does, `Sight` has no head for it."""
+    """Whether it learns or pays by what states look like; where nobody does, `Sight` has no head for it."""
+    pays_by_outcome: bool = True
+    """Whether it pays by what the states of a dream look like; where nobody does, they are not looked at."""
 
     @abstractmethod
     def loss(self, seen: Seen, generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
@@ -27,4 +29,7 @@ class IntrinsicReward(nn.Module, ABC):
 
     @abstractmethod
     def reward(self, dream: Dream, outcome: Float[Tensor, "N points V"]) -> Float[Tensor, "N H"]:
-        """For every edge of a dream, whose states look like ``outcome``; without gradient."""
+        """For every edge of a dream, whose states look like ``outcome``; without gradient.
+
+        The width of ``outcome`` is zero where nobody pays by it.
+        """

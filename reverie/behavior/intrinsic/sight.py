@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from reverie.functional import masked_mean
 from reverie.nets.layers import MLP
-from reverie.types import ActionSpec, Batch, Explained, Latent, Metrics, Walk, action_width
+from reverie.types import ActionSpec, Batch, Explained, Latent, Metrics, action_width
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Seen:
     """Whether the episode goes on from there."""
     expect: Callable[[Tensor], Tensor]
     """States [..., F] as features [..., V]."""
-    walk: Walk
+    walk: Callable[[Latent, Tensor, Tensor], Latent]
+    continues: Callable[[Tensor], Tensor]
+    """As in `Explained`."""
 
     def pair_mean(self, errors: Float[Tensor, "B pairs"]) -> Float[Tensor, ""]:
         """The mean of what concerns two steps, over those that belong together."""
@@ -100,6 +102,7 @@ class Sight(nn.Module):
             alive=~batch.terminal,
             expect=self.expect,
             walk=explained.walk,
+            continues=explained.continues,
         )
         loss, metrics = inverse_scale * inverse, {"inverse_loss": inverse.detach()}
         if any(part.discrete for part in self.setting.action):
@@ -120,8 +123,9 @@ class Sight(nn.Module):
         """
         target, some = seen.phi.detach(), slice(None, -1, WALKED)
         before = Latent(*(field[:, some].flatten(0, 1) for field in seen.latent.fields))
-        uniform = torch.rand(before.stoch.shape[:-1], generator=generator, device=action.device)
-        after = seen.walk(before, action[:, ::WALKED].flatten(0, 1), uniform)[0].features
+        uniform = torch.rand(1, *before.stoch.shape[:-1], generator=generator, device=action.device)
+        taken = action[:, ::WALKED].flatten(0, 1)[:, None]
+        after = seen.walk(before, taken, uniform).features[:, 1]
         found = head(torch.cat([seen.latent.features.flatten(0, 1), after]))
         here, there = found.split([target.shape[:2].numel(), len(after)])
         error = (here - target.flatten(0, 1)).square().mean()
