@@ -318,6 +318,8 @@ class Rollout:
     goal. Left out where they are the last of ``inputs``."""
     sure_discount: Sequence[float] = ()
     """By stream, the discount of an edge after which it is sure that the episode goes on."""
+    ended: Float[Tensor, "R L Q"] | None = None
+    """The chance of an end within the edge, discounted by the time until then; left out where no stream outlives it."""
 
     @property
     def counted(self) -> Bool[Tensor, "R L"]:

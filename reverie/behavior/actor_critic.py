@@ -196,8 +196,8 @@ class ActorCritic(nn.Module):
         for i, stream in enumerate(self.streams.values()):
             reward, discount, expected = rollout.reward[..., i], rollout.discount[..., i], value[..., i]
             if not stream.episodic:  # after the episode's end a new one follows
-                ended = (rollout.sure_discount[i] - discount).clamp(min=0.0)
-                reward = reward + ended * expected[:, 0].mean()
+                assert rollout.ended is not None
+                reward = reward + rollout.ended[..., i] * expected[:, 0].mean()
             if "discount" in numbers and i == self.task:
                 steps = math.log(rollout.sure_discount[i]) / math.log(stream.discount)
                 discount = discount * (numbers["discount"] / stream.discount) ** steps

@@ -153,7 +153,7 @@ def test_a_stream_that_outlives_the_episode_goes_on_with_the_value_of_a_start():
     rollout = Rollout(
         *(torch.zeros(1, 2, 3), torch.zeros(1, 3, 3), torch.zeros(1, 2, 3), torch.zeros(1, 2)),
         *(torch.ones(1, 2, 1), discount, torch.ones(1, 2)),
-        sure_discount=[0.9],
+        ended=0.9 - discount,
     )
     close(level.compute_targets(rollout).returns[0, :, 0], [1 + 0.9 * 5, 1 + 0.9 * 9])
 

@@ -30,15 +30,13 @@ def dream_of(reward: list[float], continues: list[float] | None = None, period: 
     return planned_dream(states, goals, {"extrinsic": torch.tensor([reward])}, alive)
 
 
-def stream(discount: float, ends_with_goal: bool = False) -> dict[str, Stream]:
-    return {"extrinsic": Stream(1.0, 1 / (1 - discount), ends_with_goal=ends_with_goal)}
+def stream(discount: float, **ends: bool) -> dict[str, Stream]:
+    return {"extrinsic": Stream(1.0, 1 / (1 - discount), **ends)}
 
 
-def targets_of(
-    view: View, dream: Dream, value: Tensor, discount: float, lam: float, ends_with_goal: bool = False
-) -> Targets:
+def targets_of(view: View, dream: Dream, value: Tensor, discount: float, lam: float, **ends: bool) -> Targets:
     """``value`` is known for every state, or for every state and goal."""
-    options, streams = BehaviorOptions(horizon=1 / (1 - discount), return_lambda=lam), stream(discount, ends_with_goal)
+    options, streams = BehaviorOptions(horizon=1 / (1 - discount), return_lambda=lam), stream(discount, **ends)
     level = make_level(options, streams=streams, bins=63)
 
     def look_up(inputs: Tensor) -> Tensor:
@@ -92,6 +90,26 @@ def test_with_one_step_per_goal_the_manager_is_flat():
     targets = targets_of(views.manager, dream, value, 0.9, lam=0.5)
     close(targets.returns[0, :, 0], [1.91575, 1.035, 5.6])
     close(targets.advantage[0], [1.41575, 0.035, 6.6])
+
+
+@pytest.mark.parametrize(
+    ("view", "period"), [(views.worker, 1), (views.worker, 8), (views.manager, 8), (views.manager, 2)]
+)
+def test_where_all_goes_on_after_an_end_an_end_changes_nothing(view, period):
+    """A half at every step and a discount of 0.99: 50, wherever in a goal an episode ends, and however probably."""
+    dream = dream_of([0.5] * 8, [1, 0.9, 0.5, 1, 0, 0.7, 0.95, 1, 0.2], period=period)
+    returns = targets_of(view, dream, torch.full((9,), 50.0), 0.99, lam=0.95, episodic=False).returns
+    close(returns, torch.full_like(returns, 50.0))
+    assert view(dream, stream(0.99), 0.99).ended is None
+
+
+def test_an_end_within_a_goal_counts_by_the_time_until_then():
+    """Certain after the second of four steps: 0.9 squared, and not what a whole goal is discounted by."""
+    dream = dream_of([0.0] * 4, [1, 1, 0, 1, 1], period=4)
+    streams = stream(0.9, episodic=False)
+    close(views.manager(dream, streams, 0.9).ended[0, :, 0], [0.81])
+    close(views.worker(dream, streams, 0.9).ended[0, :, 0], [0.0, 0.9, 0.0, 0.0])
+    close(views.director(dream, streams, 0.9).ended[0, :, 0], [views.DIRECTOR_DISCOUNT])
 
 
 # --- the worker ---
