@@ -82,7 +82,7 @@ class Targets:
     advantage: Float[Tensor, "R L"]
     """Of all streams together, already scaled."""
     slow_value: Float[Tensor, "R L Q"]
-    attention: Float[Tensor, "Q"]
+    critic_weight: Float[Tensor, "Q"]
     """How much the critic's errors in each stream count."""
     metrics: Metrics
 
@@ -173,10 +173,10 @@ class ActorCritic(nn.Module):
         numbers = CONFIGURED if self.objective is None else self.objective.numbers()
         returns = self.returns(rollout, values)
         judged = self.returns(rollout, values, numbers) if numbers else returns
-        attention = self.mixer.attention
+        critic_weight = self.mixer.critic_weight
         advantage, metrics = self.mixer.mix(rollout, judged, values.inside[:, :-1], numbers)
         metrics = {f"{self.name}/{name}": number for name, number in metrics.items()}
-        return Targets(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], attention, metrics)
+        return Targets(returns, advantage, self.slow_value(rollout.inputs)[:, :-1], critic_weight, metrics)
 
     def point_values(self, rollout: Rollout) -> PointValues:
         """What the critic expects of a rollout."""

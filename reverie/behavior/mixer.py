@@ -83,12 +83,12 @@ class Mixer(nn.Module):
         return (missed / self.scale * self.weigh(numbers)).sum(-1) / self.spread
 
     @property
-    def attention(self) -> Float[Tensor, "Q"]:
+    def critic_weight(self) -> Float[Tensor, "Q"]:
         """How much the critic's errors in each stream count now: less than one where a stream hardly counts.
 
         All heads share their hidden layers, so that a stream which is to change nothing must not train them either.
         """
-        return torch.where(self.task, 1.0, (self.weight / FULL_ATTENTION).clamp(max=1.0))
+        return torch.where(self.task, 1.0, (self.weight / WHOLE_WEIGHT).clamp(max=1.0))
 
     @torch.no_grad()
     def mix(
@@ -171,5 +171,5 @@ class Mixer(nn.Module):
         return ["" if name == TASK else f"_{name}" for name in self.streams]
 
 
-FULL_ATTENTION = 0.05
-"""The weight from which on the critic learns a stream at its full rate."""
+WHOLE_WEIGHT = 0.05
+"""The weight of a stream from which on all of the critic's errors in it count."""

@@ -129,7 +129,7 @@ def improve(
             stopped.append((allowed & ~active).float())
             if critic.wants(ready):
                 errors = level.value_loss(seen, target[both], slow_value[both])
-                losses = {"value": weight[index] * (targets.attention * errors[:edges]).sum(-1)}
+                losses = {"value": weight[index] * (targets.critic_weight * errors[:edges]).sum(-1)}
                 if replay is not None:
                     losses["replay_value"] = replay.weight.flatten()[replayed] * errors[edges:, level.task]
                 moved = optimizers["critic"].step(losses, when=ready, fresh=not critic.rows)

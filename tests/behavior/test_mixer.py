@@ -217,10 +217,10 @@ def test_a_schedule_without_sense_is_refused(wrong):
         Schedule(**wrong)
 
 
-def test_the_critic_attends_to_a_stream_in_proportion_where_it_hardly_counts():
+def test_the_critics_errors_in_a_stream_count_in_proportion_where_it_hardly_counts():
     weights = {"extrinsic": 0.0, "much": 0.1, "little": 0.01, "none": 0.0}
     mixer = Mixer({name: Stream(weight, 100) for name, weight in weights.items()}, 0.01, False)
-    close(mixer.attention, [1.0, 1.0, 0.2, 0.0])
+    close(mixer.critic_weight, [1.0, 1.0, 0.2, 0.0])
 
 
 # --- continuity ---
