@@ -217,6 +217,20 @@ def test_options_reach_the_stream():
             {"curiosity": {"weight": 0.2}},
             r"intrinsic\.curiosity\.weight = 0\.2: is not used while intrinsic\.curiosity\.kind",
         ),
+        (
+            {"icm": {"beta": 0.5}, "curiosity": {"kind": "rnd"}},
+            r"icm\.beta = 0\.5: is not used while nothing is paid by",
+        ),
+        ({"disagreement": {"members": 3}}, r"disagreement\.members = 3: is not used while nothing is paid by disag"),
+        ({"empowerment": {"steps": 2}}, r"empowerment\.steps = 2: is not used while nothing is paid by empowerment"),
+        (
+            {"curiosity": {"kind": "empowerment"}, "empowerment": {"weight": 0.2}},
+            r"empowerment\.weight = 0\.2: is not used while intrinsic\.empowerment\.kind = none",
+        ),
+        (
+            {"curiosity": {"kind": "rnd"}, "empowerment": {"kind": "rnd"}},
+            r"intrinsic\.empowerment\.kind = rnd: so is intrinsic\.curiosity\.kind; one reward is paid once",
+        ),
         ({"curiosity": {"kind": "icm", "schedule": {"kind": "linear"}}}, "needs the number of updates"),
         ({"curiosity": {"kind": "icm", "schedule": {"kind": "soon"}}}, r"schedule\.kind = \"soon\": choose among"),
     ],
@@ -224,6 +238,25 @@ def test_options_reach_the_stream():
 def test_a_choice_without_sense_is_one_line(tree, message):
     with pytest.raises(ConfigError, match=message):
         build({"intrinsic": tree})
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"curiosity": {"kind": "empowerment"}, "empowerment": {"steps": 2, "noise": 0.1}},
+        {"empowerment": {"kind": "icm", "weight": 0.2}, "icm": {"beta": 0.5}},
+        {"empowerment": {"kind": "empowerment", "steps": 2}, "curiosity": {"kind": "disagreement"}},
+    ],
+)
+def test_what_is_read_may_be_chosen_whichever_stream_it_is_paid_by(tree):
+    assert build({"intrinsic": tree}).intrinsic.pay
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("icm", 0.3), ("rnd", 1.0), ("empowerment", 1.0)])
+def test_the_inverse_model_counts_in_full_beside_what_does_not_train_features(kind, scale):
+    tree = {"curiosity": {"kind": kind}} | ({"icm": {"beta": 0.7}} if kind == "icm" else {})
+    agent = make_agent(VECTORS, CHOICE, intrinsic=build({"intrinsic": tree}).intrinsic)
+    assert agent.own_motives["intrinsic"].inverse_scale == pytest.approx(scale)
 
 
 def test_a_plugin_adds_a_reward_by_one_line(monkeypatch):

@@ -82,14 +82,37 @@ class IntrinsicOptions(Options):
         return self
 
     def refuse_unused(self) -> None:
-        """Raises ConfigError where something was chosen for a reward that is not there."""
+        """Raises ConfigError where something was chosen for a reward that is not there.
+
+        A section that has the name of a kind is that kind's, but for what its stream is paid for.
+        """
+        chosen, payment = {pay.kind for pay in self._all.values()}, PayOptions.model_fields.keys()
         for name, pay in self._all.items():
-            changed = [key for key, value in pay if value != type(pay).model_fields[key].default]
-            if pay.kind == NONE and changed:
-                raise ConfigError(
-                    f"intrinsic.{name}.{changed[0]} = {getattr(pay, changed[0])}: is not used while "
-                    f"intrinsic.{name}.kind = none; choose that among {', '.join(INTRINSIC)}"
-                )
+            if pay.kind == NONE:
+                without = f"intrinsic.{name}.kind = none; choose that among {', '.join(INTRINSIC)}"
+                _refuse_changes(pay, payment, f"intrinsic.{name}", without)
+        for kind, section in self:
+            if kind in INTRINSIC and kind not in chosen and isinstance(section, Options):
+                own = type(section).model_fields.keys() - (payment if isinstance(section, PayOptions) else set())
+                _refuse_changes(section, own, f"intrinsic.{kind}", f"nothing is paid by {kind}; choose that as a kind")
+
+    @model_validator(mode="after")
+    def _pays_each_kind_once(self) -> IntrinsicOptions:
+        names = {pay.kind: name for name, pay in self.pay.items()}
+        if len(names) < len(self.pay):
+            first, second = self.pay
+            raise ConfigError(
+                f"intrinsic.{second}.kind = {self.pay[second].kind}: so is intrinsic.{first}.kind; one reward is paid "
+                f"once, so choose another one of {', '.join(INTRINSIC)} or none"
+            )
+        return self
+
+
+def _refuse_changes(section: Options, keys: Set[str], path: str, without: str) -> None:
+    """Raises ConfigError where one of these is not at its default."""
+    for key, value in section:
+        if key in keys and value != type(section).model_fields[key].default:
+            raise ConfigError(f"{path}.{key} = {value}: is not used while {without}")
 
 
 class Intrinsic(Motive):
@@ -101,6 +124,7 @@ class Intrinsic(Motive):
         sources = {name: INTRINSIC[pay.kind](options, setting) for name, pay in options.pay.items()}
         self.sight = Sight(tokens, setting, outcome=any(source.sees_outcome for source in sources.values()))
         self.sources = nn.ModuleDict(sources)
+        self.inverse_scale = min(source.inverse_scale for source in sources.values())
 
     @torch.no_grad()
     def rewards(self, dream: Dream, wanted: Set[str]) -> dict[str, Float[Tensor, "N H"]]:
@@ -118,7 +142,7 @@ class Intrinsic(Motive):
         self, explained: Explained, batch: Batch, dream: Dream, generator: torch.Generator
     ) -> tuple[Tensor, Metrics]:
         """The sum of all losses, one number."""
-        loss, seen, metrics = self.sight.loss(explained, batch, 1.0 - self.options.icm.beta, generator)
+        loss, seen, metrics = self.sight.loss(explained, batch, self.inverse_scale, generator)
         for source in self.sources.values():
             more, found = source.loss(seen, generator)  # type: ignore[operator]
             loss, metrics = loss + more, metrics | found

@@ -43,7 +43,7 @@ class Icm(IntrinsicReward):
 
     def __init__(self, options: IcmOptions, setting: Setting):
         super().__init__()
-        self.options, units = options, setting.units
+        self.options, units, self.inverse_scale = options, setting.units, 1.0 - options.beta
         state = setting.features if options.context else 0
         self.forward_model = MLP(setting.outcome + setting.width + state, units, 1, setting.outcome)
         asked = setting.features + setting.width

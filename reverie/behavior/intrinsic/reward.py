@@ -18,6 +18,8 @@ class IntrinsicReward(nn.Module, ABC):
     The gradient of the loss reaches its own parameters, and those of `Sight` where it uses ``seen.phi`` as it is.
     """
 
+    inverse_scale: float = 1.0
+    """How much the loss of the inverse model, which makes the features, counts beside this one."""
     sees_outcome: bool = True
     """Whether it learns or pays by what states look like; where nobody does, `Sight` has no head for it."""
     pays_by_outcome: bool = True
