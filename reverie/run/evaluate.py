@@ -22,11 +22,10 @@ from reverie.agent import Agent
 from reverie.behavior.hierarchy import GOAL_THRESHOLD
 from reverie.config import Config
 from reverie.env import EnvOptions, make_vector, spaces_of, with_mode
-from reverie.imagine import open_loop
 from reverie.run import checkpoint
 from reverie.run.collect import Episode, Player, Scores
 from reverie.run.device import choose_device, set_up
-from reverie.types import Carry, Step
+from reverie.types import Carry, Latent, Step
 
 MOST_ENVS = 100
 """Fast environments that are played side by side at most; of slow ones, as many as in training."""
@@ -69,6 +68,10 @@ class Recording:
 
     obs: list[dict[str, np.ndarray]] = field(default_factory=list)
     previous_action: list[np.ndarray] = field(default_factory=list)
+    reward: list[float] = field(default_factory=list)
+    """What arrived with each observation."""
+    latent: list[Latent] = field(default_factory=list)
+    """The state [1] that each observation led to."""
     target: list[Tensor] = field(default_factory=list)
     """Of the goal that was in force after each observation."""
 
@@ -79,6 +82,8 @@ class Recording:
         """Keeps what the first environment showed, and what the agent made of it."""
         self.obs.append({key: value[0].copy() for key, value in step.obs.items()})
         self.previous_action.append(previous_action[0])
+        self.reward.append(float(step.reward[0]))
+        self.latent.append(Latent(*(field[:1] for field in carry.latent.fields)))
         self.target.append(carry.goal.target[0])
 
 
@@ -175,31 +180,6 @@ def evaluate(
     finally:
         envs.close()
     return Evaluation(finished, recording, torch.cat(fits).cpu().numpy())
-
-
-@torch.no_grad()
-def show_goals(agent: Agent, recording: Recording) -> dict[str, np.ndarray]:
-    """The goals of a recording as the world model would see them, by key [T, ...]; empty where goals are no states."""
-    if agent.behavior.goals is None or not agent.behavior.goals.paints:
-        return {}
-    shown = agent.world.decode(agent.world.prior_mode(torch.stack(recording.target)))
-    return {key: value.cpu().numpy() for key, value in shown.items()}
-
-
-def dream_along(agent: Agent, recording: Recording, context: int = 5) -> tuple[dict[str, np.ndarray], ...]:
-    """The recorded observations [T, ...] by key, and what the world model expected after ``context`` of them."""
-    steps, device = len(recording), agent.device
-    truth = {key: np.stack([obs[key] for obs in recording.obs]) for key in recording.obs[0]}
-    action = torch.as_tensor(np.stack(recording.previous_action), device=device)[None]
-    dream = open_loop(
-        agent.world,
-        {key: torch.as_tensor(value, device=device)[None] for key, value in truth.items()},
-        action,
-        torch.arange(steps, device=device)[None] == 0,
-        min(context, steps),
-        torch.Generator(device).manual_seed(0),
-    )
-    return truth, {key: value[0].cpu().numpy() for key, value in dream.items()}
 
 
 def restore_agent(

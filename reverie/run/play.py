@@ -14,8 +14,9 @@ from reverie.env import EnvOptions, make_vector
 from reverie.env.worker import Failure
 from reverie.run import video
 from reverie.run.collect import Episode, Player, Scores
-from reverie.run.evaluate import RECORDED, LengthLimit, Recording, dream_along, show_goals
-from reverie.run.soundtrack import empty_track, mono, sound_key, track_of
+from reverie.run.evaluate import RECORDED, LengthLimit, Recording
+from reverie.run.film import films
+from reverie.run.soundtrack import empty_track, mono, sound_key
 
 log = logging.getLogger(__name__)
 
@@ -49,15 +50,8 @@ def play(
             yield f"episode {number}: return {stage.finished.total:.1f}, length {stage.finished.length}{told}"
             if film is not None:
                 yield f"  {film}"
-            truth, dream = dream_along(agent, stage.recording)
-            goals, observation = show_goals(agent, stage.recording), agent.world.observation
-            track = track_of(observation, truth, dream)
-            for key in truth:
-                path = output / f"dream_{number}_{key}.mp4"
-                frames = video.side_by_side(
-                    truth[key], dream[key], context=5, goal=goals.get(key), spec=observation[key]
-                )
-                yield f"  {video.write(path, frames, track=track)}"
+            for key, frames, track in films(agent, stage.recording):
+                yield f"  {video.write(output / f'dream_{number}_{key}.mp4', frames, track=track)}"
     finally:
         envs.close()
 

@@ -28,13 +28,13 @@ from reverie.run.asynchronous import AsynchronousPlayer, sufficient_lead
 from reverie.run.checkpoint import DivergenceError
 from reverie.run.collect import Collector, Player
 from reverie.run.device import choose_device, set_up, warn_of_precision
-from reverie.run.evaluate import RECORDED, Evaluation, dream_along, evaluate, show_goals
+from reverie.run.evaluate import RECORDED, Evaluation, evaluate
 from reverie.run.exactness import differences, surroundings
+from reverie.run.film import films
 from reverie.run.folder import branch, claim, keep_identity, lock, refuse_occupied
 from reverie.run.logger import Logger
 from reverie.run.progress import Progress
 from reverie.run.schedule import Every, Interruption, TrainRatio
-from reverie.run.soundtrack import track_of
 from reverie.types import Batch, Metrics
 
 PATIENCE = 50
@@ -255,12 +255,7 @@ class DreamerV3Trainer:
         return run.target_return is not None and result.mean >= run.target_return
 
     def _film(self, result: Evaluation) -> None:
-        truth, dream = dream_along(self.agent, result.recording)
-        goals = show_goals(self.agent, result.recording)
-        observation = self.agent.world.observation
-        track = track_of(observation, truth, dream)
-        for key in truth:
-            frames = video.side_by_side(truth[key], dream[key], context=5, goal=goals.get(key), spec=observation[key])
+        for key, frames, track in films(self.agent, result.recording):
             path = video.write(self.folder / "media" / f"{self.step:09d}_{key}.mp4", frames, track=track)
             self.logger.media(self.step, f"dream/{key}", path)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from reverie.env.text import KIND, to_text
@@ -21,7 +21,10 @@ Frames = UInt8[np.ndarray, "T _ _ 3"]
 
 BACKGROUND, PANEL, SHADE, FAINT = (13, 17, 23), (22, 27, 34), (30, 40, 54), (72, 79, 88)
 TEXT, TRUTH, DREAM, GOAL = (201, 209, 217), (121, 192, 255), (255, 166, 87), (126, 231, 135)
+SHARES = (TRUTH, DREAM, GOAL, (210, 168, 255), (255, 123, 114))
 MARGIN = 16
+BAND, STRIP = 40, 80
+"""Heights of a column of shares, and of the strip with its names."""
 SMALLEST = 240
 """Frames with shorter sides are enlarged: players blur small ones."""
 MOST_LETTERS, LABEL, LETTER, LINE = 40, 72, 15, 22
@@ -94,6 +97,28 @@ def side_by_side(
         return _panels(truth, dream, context, goal)
     lines = [None if values is None else values.reshape(len(truth), -1) for values in (truth, dream, goal)]
     return _curves(*lines, context)  # type: ignore[arg-type]
+
+
+def over_shares(frames: Frames, shares: Mapping[str, Float[np.ndarray, "T"]]) -> Frames:
+    """Frames over a strip with a column for each of their steps: stacked in it, the ``shares`` of whatever has a name.
+
+    A line under the strip says which step a frame is.
+    """
+    steps, width = len(frames), frames.shape[2]
+    image, place = Image.new("RGB", (width, STRIP), BACKGROUND), float(MARGIN)
+    for name, color in zip(shares, itertools.cycle(SHARES)):
+        ImageDraw.Draw(image).text((place, 4), name, color, _font(15))
+        place += _font(15).getlength(name) + MARGIN
+    strip, ground = np.array(image), STRIP - MARGIN
+    edges = np.linspace(MARGIN, width - MARGIN, steps + 1).astype(int)
+    tops = ground - np.round(BAND * np.cumsum([np.zeros(steps), *shares.values()], 0)).astype(int)
+    for color, lower, upper in zip(itertools.cycle(SHARES), tops, tops[1:]):
+        for t in range(steps):
+            strip[upper[t] : lower[t], edges[t] : edges[t + 1]] = color
+    marked = np.concatenate([frames, np.broadcast_to(strip, (steps, *strip.shape))], 1)
+    for t in range(steps):
+        marked[t, ground + 3 - STRIP : ground + 6 - STRIP, edges[t] : edges[t + 1]] = TEXT
+    return marked
 
 
 def _panels(

@@ -15,7 +15,8 @@ import torch
 from reverie.behavior.hierarchy import Hierarchy
 from reverie.cli import main
 from reverie.errors import ConfigError
-from reverie.run.evaluate import evaluate, restore_agent, show_goals
+from reverie.run.evaluate import evaluate, restore_agent
+from reverie.run.film import show_goals
 from reverie.run.inspect import describe, goal_codes
 from reverie.run.train import DreamerV3Trainer
 from tests.run.test_train import MANAGED, make_config

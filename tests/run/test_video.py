@@ -236,3 +236,23 @@ def test_without_pyav_the_sound_is_a_file_beside_the_film(tmp_path, monkeypatch)
     with Image.open(tmp_path / "a.webp") as image:
         image.load()
         assert image.info["duration"] == 100
+
+
+def test_shares_stand_in_columns_under_the_frames_and_a_line_says_which():
+    frames, shares = movie(4), {"task": np.array([0.0, 1.0, 0.25, 0.0]), "new": np.array([0.0, 0.0, 0.75, 0.0])}
+    marked = video.over_shares(frames, shares)
+    assert marked.shape == (4, 64 + video.STRIP, 64, 3) and (marked[:, :64] == frames).all()
+    width, ground = (64 - 2 * video.MARGIN) // 4, 64 + video.STRIP - video.MARGIN
+    task, new = video.SHARES[:2]
+    for t, heights in enumerate([(0, 0), (40, 0), (10, 30), (0, 0)]):
+        column = marked[0, ground - video.BAND : ground, video.MARGIN + width * t]
+        assert tuple((column == color).all(-1).sum() for color in (task, new)) == heights
+    assert (marked[0, ground - 1, video.MARGIN + 2 * width] == task).all()  # the first stands below
+    for t, frame in enumerate(marked):
+        line = (frame[ground + 3] == video.TEXT).all(-1)
+        assert np.flatnonzero(line).tolist() == list(range(video.MARGIN + width * t, video.MARGIN + width * (t + 1)))
+
+
+def test_more_steps_than_pixels_and_shares_thinner_than_one_are_drawn():
+    frames = np.zeros((400, 240, 240, 3), np.uint8)
+    assert video.over_shares(frames, {"a": np.full(400, 0.001), "b": np.full(400, 0.999)}).shape[1] == 240 + video.STRIP
