@@ -55,6 +55,9 @@ class ActorRateOptions(RateOptions):
     step: float = Field(default=0.1, gt=0)
     """What the logarithm moves by at most (`adam`, `norm`, `sign`), or in proportion to the cosine (`cosine`) or the
     gradient (`raw`)."""
+    offset: float = Field(default=0.0, ge=-1, le=1)
+    """Added to the cosine of gradient and last direction. That of a policy is a thousandth on average, so that an
+    offset would decide alone."""
     limit: float = Field(default=0.0, ge=0)
     """The group has diverged where its loss stays above this many times its first one; 0: the loss is not watched."""
 
@@ -176,12 +179,13 @@ class LearnedRates:
             for name, value in zip(self.optimizers, values.float().unbind(), strict=True)
         }
 
-    def move(self, readings: Float[Tensor, "6 G"]) -> Float[Tensor, "G"]:
+    def move(self, readings: Float[Tensor, "7 G"]) -> Float[Tensor, "G"]:
         """Moves rates by a pair each, `Optimizer.reading`; returns the cosine of gradient and direction.
 
-        A rate stays where it is during warm-up, where the step was not wanted, and where a number is not finite.
+        A rate stays where it is during warm-up, where the step was not wanted, and where a number is not finite. It
+        falls instead of rising where later steps were refused: a policy went as far from the old one as it may.
         """
-        _, along, gradient, direction, count, wanted = readings
+        _, along, gradient, direction, count, wanted, refused = readings
         stepped = (wanted > 0) & gradient.isfinite()
         valid = stepped & (count > self.begin) & readings[1:4].isfinite().all(0)
         along, gradient, direction = torch.where(valid, readings[1:4], 0.0)
@@ -197,15 +201,16 @@ class LearnedRates:
         moves = torch.zeros_like(slope)
         for rule, mine in self.rules.items():
             moves = torch.where(mine, RULES[rule](reading), moves)
+        moves = torch.where(refused > 0, -moves.abs(), moves)
         self.applied = torch.where(stepped, self.log, self.applied)
         lowest, highest = self.start + self.bounds
         moved = torch.clamp(self.log + self.steps * moves, lowest, highest)
         self.log = torch.where(valid, moved, self.log)
         return cosine
 
-    def guard(self, readings: Float[Tensor, "6 G"]) -> Bool[Tensor, "G"]:
+    def guard(self, readings: Float[Tensor, "7 G"]) -> Bool[Tensor, "G"]:
         """Where a group has diverged, goes back to sound parameters with a tenth of the rate; returns where that is."""
-        loss, _, gradient, _, count, wanted = readings
+        loss, _, gradient, _, count, wanted, _ = readings
         wanted = wanted > 0
         finite = torch.where(self.half, loss, loss + gradient).isfinite()  # a scaled gradient may overflow, and heals
         self.kept = torch.where(loss <= self.ceilings, count, self.kept)

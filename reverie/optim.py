@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reverie import native
+from reverie.clipping import FLOOR, agc_ratio, layer_sizes
 from reverie.compatibility import shapes
 from reverie.directions import KINDS, Averaging, Kind, Moments
 from reverie.errors import StoredDataError
@@ -77,19 +78,6 @@ LOSS_SCALE_GROWTH = 2.0 ** (1 / 2000)
 LARGEST_LOSS_SCALE = 2.0**24
 """Factor up to which it grows."""
 
-FLOOR = 1e-3
-"""Norm below which a tensor of weights counts as this, so that zeros can grow."""
-
-
-def agc_ratio(gradients: list[Tensor], weights: list[Tensor], limit: float) -> Float[Tensor, "tensors"]:
-    """How many times each gradient's norm is what it may be, ``limit`` times its tensor's norm (Brock et al. 2021).
-
-    One where it is less.
-    """
-    allowed = torch.stack(torch._foreach_norm(weights)).clamp(min=FLOOR) * limit
-    return (torch.stack(torch._foreach_norm(gradients)) / allowed).clamp(min=1.0)
-
-
 SCHEDULE = {"rate", "warmup", "decay", "final"}
 """The options that `ramps` reads."""
 
@@ -116,15 +104,6 @@ def copy_where(wanted: Bool[Tensor, ""], source: Tensor, target: Tensor) -> None
         target.copy_(torch.where(wanted, source, target))
     elif wanted:
         target.copy_(source)
-
-
-def layer_sizes(parameters: Iterable[nn.Parameter], rows: Mapping[nn.Parameter, Sequence[int]]) -> list[int]:
-    """How many numbers each layer's tensors have, in order: a parameter with ``rows`` belongs to several layers."""
-    return [
-        count * parameter.numel() // len(parameter)
-        for parameter in parameters
-        for count in rows.get(parameter, [len(parameter)])
-    ]
 
 
 class Optimizer:
@@ -163,6 +142,7 @@ class Optimizer:
         self.lengths = torch.tensor(sizes, device=self.weight.device)
         self.factor, self.ceiling, self.good = None, None, None
         self.reading = self.nothing = torch.tensor([math.nan, 0.0, 0.0, 0.0, 0.0, 0.0], device=self.weight.device)
+        self.refused = torch.zeros_like(self.count)
         self.ramps = ramps(options).to(self.weight.device).unbind()
         self.whole = torch.ones_like(self.count)
         recipe = options.model_dump(include=OptimizerOptions.model_fields.keys() - SCHEDULE - {"kind"})
@@ -205,6 +185,8 @@ class Optimizer:
     def _descend(self, loss: Tensor, when: Tensor | None, fresh: bool) -> Metrics:
         if fresh and self.factor is not None:
             self.reading = self._read(loss, when)
+        elif when is not None:
+            self.refused = torch.maximum(self.refused, (~when).to(self.refused))
         step = self._native_step if native.supports(self.weight, kernel="optimizer") else self._step
         rate = self.rate
         norm, skipped = step(rate, when)
@@ -285,13 +267,15 @@ class Optimizer:
         if self.options.decay:
             log.info("%s: the rate is learned, and does not decay beside that", self.name)
 
-    def take_reading(self) -> Float[Tensor, "6"]:
+    def take_reading(self) -> Float[Tensor, "7"]:
         """What the last step on fresh data saw before it changed anything, once; a loss of NaN where there was none.
 
         Its loss, the product of its gradient with the direction of the step before, the norms of both, how many steps
-        there were, and whether it was wanted. Not all is finite where there was no step before.
+        there were, whether it was wanted, and whether one that followed it was not. Not all is finite where there was
+        no step before.
         """
-        reading, self.reading = self.reading, self.nothing
+        reading, self.reading = torch.cat([self.reading, self.refused[None]]), self.nothing
+        self.refused = torch.zeros_like(self.count)
         return reading
 
     def begin_anew(self, wanted: Bool[Tensor, ""]) -> None:

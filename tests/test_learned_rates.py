@@ -162,6 +162,25 @@ def test_adam_averages_slopes_and_their_squares():
     assert learn(rates, [-0.5], [1.0]) - first == pytest.approx(-1e-9 * mean / math.sqrt(square), rel=1e-5)
 
 
+@pytest.mark.parametrize("gradient", [2.0, -2.0])
+def test_a_rate_falls_where_later_steps_were_refused(gradient):
+    """As far as it would have moved."""
+    rates = learned("cosine", step=0.1)
+    rates.optimizers["net"].refused.fill_(1.0)
+    assert learn(rates, [gradient, 0.0], [3.0, 4.0]) == pytest.approx(-0.06)
+    assert learn(rates, [gradient, 0.0], [3.0, 4.0]) == pytest.approx(-0.06 + math.copysign(0.06, gradient))
+
+
+def test_an_optimizer_says_whether_a_step_after_the_fresh_one_was_refused():
+    trained = Trained(OptimizerOptions(warmup=0), RateOptions())
+    no, yes = torch.tensor(False), torch.tensor(True)
+    for later, refused in ([], 0), ([yes, no, yes], 1), ([yes], 0):
+        trained.optimizer.step({"fit": loss(trained.net, 0)}, yes)
+        for when in later:
+            trained.optimizer.step({"fit": loss(trained.net, 0)}, when, fresh=False)
+        assert trained.optimizer.take_reading()[-1] == refused
+
+
 @pytest.mark.parametrize("size", [1.0, 1000.0])
 def test_the_cosine_moves_in_proportion_whatever_the_size(size):
     rates = learned("cosine", step=0.02)

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reverie.clipping import agc_ratio
 from reverie.directions import KINDS, Averaging, Moments
 from reverie.errors import StoredDataError
 from reverie.nets.layers import Linear, output_rows
-from reverie.optim import LARGEST_LOSS_SCALE, Optimizer, OptimizerOptions, agc_ratio
+from reverie.optim import LARGEST_LOSS_SCALE, Optimizer, OptimizerOptions
 from tests.core import close
 
 pytestmark = pytest.mark.usefixtures("both_ways")
