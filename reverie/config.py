@@ -27,6 +27,7 @@ from reverie.env import EnvOptions
 from reverie.errors import ConfigError
 from reverie.learned_rates import MetaOptions
 from reverie.presets import locate
+from reverie.rate_free import OPTIMIZERS
 from reverie.replay import ReplayOptions
 from reverie.strict_json import parse, plain, read_file
 from reverie.trees import children, find, join, put, show
@@ -151,6 +152,10 @@ class Config(Options):
         steps = replay.batch_size * ((starts or replay.length) - 1)
         if self.behavior.minibatches > steps:
             raise ConfigError(f"behavior.minibatches = {self.behavior.minibatches}: an update values {steps} steps")
+        kind = self.agent.actor_optimizer.kind
+        if self.behavior.objective.learned and kind in OPTIMIZERS:
+            raise ConfigError(f"behavior.objective.learned needs a step whose derivative is known, and "
+                              f"agent.actor_optimizer.kind = {kind} has none; choose adam or laprop")  # fmt: skip
         if self.hierarchy.enabled:
             self._levels_fit_together(steps)
         if self.run.target_return is not None and not self.run.evaluate_every:

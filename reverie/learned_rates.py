@@ -138,6 +138,8 @@ class LearnedRates:
     def __init__(self, optimizers: Mapping[str, Optimizer], options: Mapping[str, RateOptions], meta: MetaOptions):
         wanted = {name for name in optimizers if meta.enabled and options[name].rule in RULES}
         names = [name for name, optimizer in optimizers.items() if name in wanted and optimizer.learnable]
+        for name in sorted(wanted - {*names}):
+            log.warning("meta.enabled: %s has no rate to learn", name)
         self.optimizers, self.meta = {name: optimizers[name] for name in names}, meta
         groups, chosen = [optimizers[name] for name in names], [options[name] for name in names]
         vector = partial(torch.tensor, device=groups[0].weight.device if groups else None)

@@ -149,8 +149,10 @@ class Optimizer:
         self.task = kernel.task(sizes, adam=options.kind == "adam", floor=FLOOR, **recipe)
         self.loss_scale = torch.full_like(self.count, 2.0**16 if half else 1.0)
 
-    learnable = True
-    """Whether there is a rate that can be learned."""
+    @property
+    def learnable(self) -> bool:
+        """Whether there is a rate that can be learned: none grows from zero."""
+        return self.options.rate > 0
 
     @property
     def kind(self) -> Kind:

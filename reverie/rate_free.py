@@ -56,7 +56,9 @@ class RateFreeOptimizer(Optimizer):
         }
         self.ramps = ramps(options.model_copy(update={"rate": 1.0})).to(self.weight.device).unbind()
 
-    learnable = False
+    @property
+    def learnable(self) -> bool:
+        return False
 
     @property
     def group(self) -> dict[str, Any]:

@@ -171,6 +171,11 @@ def test_a_rate_falls_where_later_steps_were_refused(gradient):
     assert learn(rates, [gradient, 0.0], [3.0, 4.0]) == pytest.approx(-0.06 + math.copysign(0.06, gradient))
 
 
+def test_a_rate_of_zero_is_not_learned_and_that_is_said(caplog):
+    assert not learned("adam", rate=0.0).optimizers
+    assert "net has no rate to learn" in caplog.text
+
+
 def test_an_optimizer_says_whether_a_step_after_the_fresh_one_was_refused():
     trained = Trained(OptimizerOptions(warmup=0), RateOptions())
     no, yes = torch.tensor(False), torch.tensor(True)

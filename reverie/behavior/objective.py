@@ -6,6 +6,7 @@ stream from zero, a discount or lambda from one. `meta_gradient` says where it s
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from reverie.behavior.streams import TASK, Stream
 from reverie.types import Options
+
+log = logging.getLogger(__name__)
 
 
 class ObjectiveOptions(Options):
@@ -50,6 +53,8 @@ class LearnedObjective(nn.Module):
     """The learned numbers of one level, by their names; the weight of the stream s is called ``weight_s``."""
 
     position: Tensor
+    start: Tensor
+    configured: Tensor
     averages: Tensor
     count: Tensor
     bounds: Tensor
@@ -67,10 +72,24 @@ class LearnedObjective(nn.Module):
             distances.append(math.log(distance))
             bounds.append([math.log(min(distance, *both)), math.log(max(distance, *both))])
         self.register_buffer("position", torch.tensor(distances))
+        self.register_buffer("start", torch.tensor(distances))
         self.register_buffer("averages", torch.zeros(len(DECAYS), len(distances)))
         self.register_buffer("count", torch.zeros(()))
         self.register_buffer("bounds", torch.tensor(bounds).T.contiguous(), persistent=False)
         self.register_buffer("below_one", torch.tensor(below), persistent=False)
+        self.register_buffer("configured", torch.tensor(distances), persistent=False)
+        self.register_load_state_dict_post_hook(lambda *_: self._honour_new_starts())
+
+    @torch.no_grad()
+    def _honour_new_starts(self) -> None:
+        """Where a number is configured otherwise than when it was saved, it begins there."""
+        changed = self.start != self.configured
+        self.position.copy_(torch.where(changed, self.configured, self.position))
+        self.averages.copy_(torch.where(changed, 0.0, self.averages))
+        self.start.copy_(self.configured)
+        for name, number, new in zip(self.names, self.numbers().values(), changed.tolist(), strict=True):
+            if new:
+                log.info("the learned %s begins anew at %g", name, number)
 
     def numbers(self, position: Float[Tensor, "P"] | None = None) -> dict[str, Float[Tensor, ""]]:
         """Every learned number, by default as it is now."""
@@ -116,6 +135,9 @@ def learned_objective(
         if kind in options.learned and number > 0 and (number < 1 or kind not in BELOW_ONE)
     }
     if not chosen:
+        if options.learned:
+            log.warning("behavior.objective.learned: a level with the streams %s has no %s to learn",
+                        ", ".join(streams), " or ".join(options.learned))  # fmt: skip
         return None
     return LearnedObjective(
         options,

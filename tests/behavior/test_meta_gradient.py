@@ -16,6 +16,8 @@ from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.behavior.meta_gradient import halves, learn_objective, meta_gradient, objective_slope
 from reverie.behavior.objective import LearnedObjective, ObjectiveOptions, learned_objective
 from reverie.behavior.streams import Stream
+from reverie.config import load
+from reverie.errors import ConfigError
 from reverie.functional import lambda_return
 from reverie.optim import Optimizer, OptimizerOptions
 from reverie.types import Rollout
@@ -339,3 +341,25 @@ def test_one_dream_alone_teaches_nothing():
 def test_an_entropy_that_has_a_target_is_left_to_it():
     level, _ = make(entropy_target=0.5)
     assert level.objective is not None and "entropy" not in level.objective.names
+
+
+def test_a_number_that_is_configured_anew_begins_there(caplog):
+    agent = agent_of()
+    for update in range(3):
+        agent.learn(make_batch(agent.world, seed=update))
+    before = agent.behavior.worker.objective
+    changed = BehaviorOptions(epochs=1, minibatches=1, objective=EVERYTHING, entropy=0.02, return_lambda=0.8)
+    twin = make_agent(behavior=changed)
+    with caplog.at_level("INFO"):
+        twin.restore(agent.checkpoint())
+    after = twin.behavior.worker.objective
+    assert before is not None and after is not None
+    numbers, old = after.numbers(), before.numbers()
+    close(torch.stack([numbers["entropy"], numbers["return_lambda"]]), [0.02, 0.8])
+    assert numbers["discount"] == old["discount"] and not torch.equal(before.position, before.start)
+    assert "the learned entropy begins anew at 0.02" in caplog.text and "discount begins" not in caplog.text
+
+
+def test_a_policy_without_a_known_step_has_nothing_to_learn_by():
+    with pytest.raises(ConfigError, match="agent.actor_optimizer.kind = prodigy has none; choose adam or laprop"):
+        load("flat", ["agent.actor_optimizer.kind=prodigy", 'behavior.objective.learned=["entropy"]'])
