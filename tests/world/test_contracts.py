@@ -331,11 +331,30 @@ def test_what_was_prepared_is_read_and_predicted_as_the_sound_itself(name):
     group, obs = modality(name)
     encoder, decoder = group.encoder(SIZES), group.decoder(SIZES)
     assert isinstance(encoder, Prepares)
-    prepared, latent = encoder.prepare(obs), latent_of(torch.randn(6, 32))
-    again = encoder.prepare(prepared)
-    assert again["hear"] is prepared["hear"] and prepared["hear"].dtype == torch.float32
+    prepared, latent = obs | encoder.prepare(obs), latent_of(torch.randn(6, 32))
+    assert prepared["hear"] is obs["hear"] and prepared["hear/prepared"].dtype == torch.float32
+    assert encoder.prepare(prepared)["hear/prepared"] is prepared["hear/prepared"]
     assert torch.equal(encoder(prepared), encoder(obs))
     assert torch.equal(decoder.loss(latent, prepared)["hear"], decoder.loss(latent, obs)["hear"])
+
+
+@pytest.mark.parametrize(("representation", "length"), [("mel", 2), ("waveform", 64)])
+def test_sounds_that_have_the_shape_of_a_representation_are_heard_all_the_same(representation, length):
+    spec = ObservationSpec((length,), "float32", kind="audio", rate=16_000)
+    choices = {"audio": ModalityOptions(options={"representation": representation, "bands": 4})}
+    (group,) = modalities({"hear": spec}, choices)
+    encoder, sound = (
+        group.encoder(SIZES),
+        torch.rand(4, length),
+    )  # of two samples, four make the shape of one spectrogram
+    each = torch.cat([encoder({"hear": row[None]}) for row in sound])
+    close(encoder({"hear": sound}), each.detach())
+    close(encoder({"hear": sound.view(2, 2, length)}).flatten(0, 1), each.detach())
+
+
+def test_an_observation_called_like_what_is_made_of_another_is_refused():
+    with pytest.raises(ConfigError, match="may not be called 'hear/prepared'"):
+        modalities({"hear": SOUND, "hear/prepared": ObservationSpec((2,), "float32")})
 
 
 def test_an_update_makes_each_spectrogram_once(monkeypatch):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from reverie.errors import ConfigError
 from reverie.types import Latent, ObservationSpec, Options
 from reverie.world.modality.audio import AudioDecoder, AudioEncoder
-from reverie.world.modality.config import ModalityConfig, ModalityOptions
+from reverie.world.modality.config import ModalityConfig, ModalityOptions, prepared_key
 from reverie.world.modality.each import EachDecoder, EachEncoder
 from reverie.world.modality.image import ImageDecoder, ImageEncoder
 from reverie.world.modality.plain import PlainReader, PlainWriter, is_plain
@@ -44,7 +44,7 @@ class Prepares(Protocol):
     """An encoder that does some of its work once for itself and its decoder."""
 
     def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What stands for its keys in an update; both have to read it as they read what was observed."""
+        """By `prepared_key`, what both read in an update instead of what was observed."""
         ...
 
 
@@ -154,14 +154,18 @@ def modalities(
 ) -> list[Modality]:
     """Groups the keys of an observation, in the order in which their tokens are concatenated.
 
-    ``choices`` change entries of `MODALITY_CONFIGS`. Raises ConfigError for a kind or a choice without an entry, and
-    where a key that is called like its modality has another shape than the entry.
+    ``choices`` change entries of `MODALITY_CONFIGS`. Raises ConfigError for a kind or a choice without an entry, where
+    a key that is called like its modality has another shape than the entry, and for one that is a `prepared_key`.
     """
     choices = choices or {}
     for name in choices:
         if name not in MODALITY_CONFIGS:
             raise ConfigError(f"world.modalities.{name}: no such modality; choose from {', '.join(MODALITY_CONFIGS)}, "
                               "or add it to MODALITY_CONFIGS")  # fmt: skip
+    if taken := [name for name in map(prepared_key, observation) if name in observation]:
+        raise ConfigError(
+            f"an observation may not be called {taken[0]!r}, as what is made of another one is; rename it"
+        )
     groups: dict[str, dict[str, ObservationSpec]] = {}
     for key in sorted(observation):
         groups.setdefault(_modality_of(key, observation[key]), {})[key] = observation[key]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from reverie.errors import ConfigError
 from reverie.functional import constant_error
 from reverie.nets.layers import MLP, NormSiLU, initialise
-from reverie.types import ObservationSpec, Options
-from reverie.world.modality.config import ModalityConfig
+from reverie.types import Latent, ObservationSpec, Options
+from reverie.world.modality.config import ModalityConfig, prepared_key
 from reverie.world.modality.each import EachDecoder, EachEncoder
 from reverie.world.modality.sound import MelSpectrogram, from_waveform, to_waveform
 from reverie.world.sizes import Sizes
@@ -67,9 +67,7 @@ class Sound(nn.Module):
         self.start = math.ceil(self.length / self.stride**self.stages)
 
     def represent(self, sound: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch rows T"]:
-        """What the networks read and predict, of sounds [*batch, *shape]; what is that already stays as it is."""
-        if sound.shape[-2:] == (self.rows, self.length) and sound.dtype == torch.float32:
-            return sound
+        """What the networks read and predict, of sounds [*batch, *shape] in the observation's dtype."""
         batch = sound.shape[: sound.ndim - len(self.shape)]
         waveform = to_waveform(sound, self.dtype).reshape(*batch, self.channels, self.shape[-1])
         if self.mel is None:
@@ -98,8 +96,7 @@ class AudioReader(Sound):
         self.convolutions = nn.Sequential(*layers)
         self.output = MLP(inputs * self.start, self.width, 1)
 
-    def forward(self, sound: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch X"]:
-        represented = self.represent(sound)
+    def forward(self, represented: Float[Tensor, "*batch rows T"]) -> Float[Tensor, "*batch X"]:
         x = nn.functional.pad(represented, (0, self.start * self.stride**self.stages - self.length))
         x = self.convolutions(x.flatten(0, -3)).flatten(1)
         return self.output(x).unflatten(0, represented.shape[:-2])
@@ -122,13 +119,17 @@ class AudioWriter(Sound):
         x = self.input(features.flatten(0, -2)).unflatten(-1, (-1, self.start))
         return self.convolutions(x)[..., : self.length].float()
 
-    def loss(self, features: Float[Tensor, "*batch F"], value: Shaped[Tensor, "..."]) -> Float[Tensor, "*batch"]:
+    def loss(
+        self, features: Float[Tensor, "*batch F"], represented: Float[Tensor, "*batch rows T"]
+    ) -> Float[Tensor, "*batch"]:
         """Squared error summed over channels and time."""
-        error = self.predict(features) - self.represent(value).flatten(0, -3)
+        error = self.predict(features) - represented.flatten(0, -3)
         return error.square().sum((-2, -1)).unflatten(0, features.shape[:-1])
 
-    def constant_loss(self, value: Shaped[Tensor, "..."], there: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
-        return constant_error(self.represent(value).flatten(0, -3), there.flatten())
+    def constant_loss(
+        self, represented: Float[Tensor, "*batch rows T"], there: Bool[Tensor, "*batch"]
+    ) -> Float[Tensor, ""]:
+        return constant_error(represented.flatten(0, -3), there.flatten())
 
     def show(self, features: Float[Tensor, "*batch F"]) -> Shaped[Tensor, "..."]:
         """Samples in the observation's dtype; those of a spectrogram have phases of their own."""
@@ -146,6 +147,17 @@ def initialised(convolution: nn.Conv1d | nn.ConvTranspose1d, fan_in: int) -> nn.
     return convolution
 
 
+def representations(
+    obs: Mapping[str, Tensor], keys: Sequence[str], sounds: Iterable[nn.Module]
+) -> dict[str, Float[Tensor, "*batch rows T"]]:
+    """By key, what the networks read and predict: as it was prepared, or made of the sound."""
+    found = {key: obs.get(prepared_key(key)) for key in keys}
+    return {
+        key: sound.represent(obs[key]) if made is None else made  # type: ignore[operator]
+        for (key, made), sound in zip(found.items(), sounds, strict=True)
+    }
+
+
 class AudioEncoder(EachEncoder):
     """Hears every sound by itself."""
 
@@ -153,8 +165,12 @@ class AudioEncoder(EachEncoder):
         super().__init__(keys, sizes, config, AudioReader)
 
     def prepare(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every sound as it is read and predicted, which `AudioDecoder` understands as well."""
-        return {key: reader.represent(obs[key]) for key, reader in zip(self.keys, self.readers, strict=True)}  # type: ignore[operator]
+        """Every sound as it is read and predicted, beside the sound itself: a name tells the two apart, not a shape."""
+        made = representations(obs, self.keys, self.readers)
+        return {prepared_key(key): represented for key, represented in made.items()}
+
+    def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch X"]:
+        return super().forward(representations(obs, self.keys, self.readers))
 
 
 class AudioDecoder(EachDecoder):
@@ -162,3 +178,9 @@ class AudioDecoder(EachDecoder):
 
     def __init__(self, keys: Mapping[str, ObservationSpec], sizes: Sizes, config: ModalityConfig):
         super().__init__(keys, sizes, config, AudioWriter)
+
+    def loss(self, latent: Latent, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return super().loss(latent, representations(obs, self.keys, self.writers))
+
+    def constant_loss(self, obs: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return super().constant_loss(representations(obs, self.keys, self.writers), there)

@@ -25,6 +25,11 @@ class ModalityOptions(Options):
     """What its networks let one choose, by name."""
 
 
+def prepared_key(key: str) -> str:
+    """What an encoder made of the observation of this name once, for itself and its decoder, stands under."""
+    return f"{key}/prepared"
+
+
 @dataclass(frozen=True)
 class ModalityConfig:
     """Which networks serve one modality, and which observations are of it."""
