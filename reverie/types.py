@@ -38,6 +38,8 @@ Metrics = dict[str, Tensor]
 """Scalars that stay on the device until a logger writes them."""
 
 Array = np.ndarray
+SLOWEST, FASTEST = 1e-3, 1e9
+"""Samples per second of a sound."""
 
 
 def cpu_copy(tensor: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from gymnasium import spaces
 from reverie.env.layout import Layout, find_layout
 from reverie.env.text import is_text, text_spec, to_bytes
 from reverie.errors import ConfigError
-from reverie.types import ObservationSpec, presence_key
+from reverie.types import FASTEST, SLOWEST, ObservationSpec, presence_key
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -99,7 +100,7 @@ class ObservationReader:
                 spec, read = replace(spec, shape=layout.shape, dtype="uint8"), _picture_reader(key, read, layout)
             if said and not kind:
                 self.notes.append(f"observation {key!r} of shape {space.shape} {said}")
-        spec = replace(spec, kind=kind, rate=float(getattr(space, "rate", 0.0)), optional=optional)
+        spec = replace(spec, kind=kind, rate=_rate(key, getattr(space, "rate", 0)), optional=optional)
         if optional:
             present = presence_key(key)
             self._add(present, ObservationSpec((), "bool", 2), lambda value: np.array(_find(value, path) is not None))
@@ -157,6 +158,15 @@ def _find(value: Any, path: tuple) -> Any:
         return _follow(value, path)
     except BadTransition:
         return None
+
+
+def _rate(key: str, rate: Any) -> float:
+    """Samples per second, as a space says them; zero where they are unknown."""
+    number = float(rate) if isinstance(rate, (Real, np.number)) else math.nan
+    if number and not SLOWEST <= number <= FASTEST:
+        raise ConfigError(f"observation {key!r}: rate = {rate!r} should be a positive number, of samples per second "
+                          f"from {SLOWEST:g} to {FASTEST:g}; leave it out where it is unknown")  # fmt: skip
+    return number
 
 
 def _observation_spec(space: spaces.Space) -> tuple[ObservationSpec, Any]:

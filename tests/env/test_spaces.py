@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -104,6 +105,24 @@ def test_a_kind_is_what_the_user_says_or_the_space():
     }
     assert ObservationReader(shown, {"eye": None, "sound": "vector"}).specs.keys() == {"sound", "message"}
     assert ObservationReader(sound, {"vector": "noise"}).specs["vector"].kind == "noise"
+
+
+@pytest.mark.parametrize("rate", [-8000, math.nan, math.inf, 1e10, 1e-9, "16k", [8000], None])
+def test_a_rate_that_no_sound_can_have_is_refused_by_name(rate):
+    sound = spaces.Box(-1, 1, (64,))
+    sound.rate = rate
+    complaint = (
+        rf"observation 'hear': rate = {re.escape(repr(rate))} should be a positive number, of samples per second"
+    )
+    with pytest.raises(ConfigError, match=complaint):
+        ObservationReader(spaces.Dict({"hear": sound}))
+
+
+@pytest.mark.parametrize("rate", [0, 0.3, 8000, np.float32(8000), np.int64(8000), 1e9])
+def test_a_rate_may_be_any_positive_number_or_unknown(rate):
+    sound = spaces.Box(-1, 1, (64,))
+    sound.rate = rate
+    assert ObservationReader(sound).specs["vector"].rate == pytest.approx(float(rate))
 
 
 def test_what_has_a_kind_of_its_own_is_no_picture():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reverie.errors import ConfigError
 from reverie.functional import constant_error
 from reverie.nets.layers import MLP, NormSiLU, initialise
-from reverie.types import Latent, ObservationSpec, Options
+from reverie.types import FASTEST, SLOWEST, Latent, ObservationSpec, Options
 from reverie.world.modality.config import ModalityConfig, prepared_key
 from reverie.world.modality.each import EachDecoder, EachEncoder
 from reverie.world.modality.sound import MelSpectrogram, from_waveform, to_waveform
@@ -37,7 +37,7 @@ class AudioOptions(Options):
 
     representation: Literal["mel", "waveform"] = "mel"
     """A mel spectrogram, or up to 1,600 samples as they are."""
-    rate: float = Field(default=16_000, gt=0, le=1e9)
+    rate: float = Field(default=16_000, ge=SLOWEST, le=FASTEST)
     """Samples per second, where the observation does not say."""
     bands: int = Field(default=40, ge=4, le=512)
     """Of the spectrogram."""
