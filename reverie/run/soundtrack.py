@@ -20,6 +20,9 @@ from reverie.world.modality.sound import MelSpectrogram, from_waveform, to_wavef
 BANDS, WINDOW = 64, 0.032
 """Of pictures: of pitch, and seconds."""
 
+PLAYED, SHOWN = (100.0, 384_000.0), (1 / 60, 240.0)
+"""The slowest and the fastest that players are given: samples, and steps, per second."""
+
 
 @dataclass
 class Track:
@@ -56,16 +59,25 @@ def sound_key(observation: Mapping[str, ObservationSpec]) -> str | None:
     return next((key for key, spec in sorted(observation.items()) if spec.silence is not None), None)
 
 
-def empty_track(spec: ObservationSpec, channels: int = 1) -> Track:
-    """One for a sound that is observed."""
-    return Track(spec.rate or AudioOptions().rate, spec.shape[-1], channels)
+def rate_of(spec: ObservationSpec) -> float:
+    """Samples per second of a sound."""
+    return spec.rate or AudioOptions().rate
+
+
+def empty_track(spec: ObservationSpec, channels: int = 1) -> Track | None:
+    """One for a sound that is observed; None where no player can play it, or not beside a frame for each step."""
+    track = Track(rate_of(spec), spec.shape[-1], channels)
+    (slow, fast), (slowest, fastest) = PLAYED, SHOWN
+    playable = slow <= track.rate <= fast and slowest <= track.rate / track.samples <= fastest
+    return track if playable else None
 
 
 def track_of(observation: Mapping[str, ObservationSpec], *films: Mapping[str, np.ndarray]) -> Track | None:
     """What is heard in films {key: [T, *shape]}, a channel each; None where nothing is."""
-    if (key := sound_key(observation)) is None:
+    key = sound_key(observation)
+    track = None if key is None else empty_track(observation[key], len(films))
+    if key is None or track is None:
         return None
-    track = empty_track(observation[key], len(films))
     track.heard.append(np.stack([mono(film[key]) for film in films]))
     return track
 
@@ -78,7 +90,7 @@ def mono(sound: Shaped[np.ndarray, "..."]) -> Float[np.ndarray, "all"]:
 
 def picture(sound: Shaped[np.ndarray, "T ..."], spec: ObservationSpec) -> UInt8[np.ndarray, "bands columns"]:
     """The mel spectrogram of sounds, one after another: high pitch on top, and as bright as it is loud."""
-    waveform, rate = mono(sound), empty_track(spec).rate
+    waveform, rate = mono(sound), rate_of(spec)
     window = 2 ** round(math.log2(max(4.0, min(len(waveform), WINDOW * rate))))
     drawn = MelSpectrogram(len(waveform), rate, BANDS, window)(torch.from_numpy(waveform)[None])[0]
     return (255.0 * drawn.flip(0).clamp(0.0, 1.0)).to(torch.uint8).numpy()

@@ -68,9 +68,13 @@ def write(path: Path, frames: Iterable[Frame], fps: int = 20, track: Track | Non
             container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
         container.mux(stream.encode())
         if track and sound:
-            heard = av.AudioFrame.from_ndarray(track.whole, format="fltp", layout=LAYOUTS[track.channels])
-            heard.sample_rate, heard.pts, heard.time_base = round(track.rate), 0, Fraction(1, round(track.rate))
-            container.mux(sound.encode(heard) + sound.encode())
+            whole, second = track.whole, round(track.rate)
+            for start in range(0, whole.shape[1], second):  # no frame of sound may be larger than 2 GB
+                piece = np.ascontiguousarray(whole[:, start : start + second])
+                heard = av.AudioFrame.from_ndarray(piece, format="fltp", layout=LAYOUTS[track.channels])
+                heard.sample_rate, heard.pts, heard.time_base = second, start, Fraction(1, second)
+                container.mux(sound.encode(heard))
+            container.mux(sound.encode())
     return path
 
 

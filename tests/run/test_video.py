@@ -11,7 +11,7 @@ from PIL import Image
 
 from reverie.env.text import to_bytes
 from reverie.run import video
-from reverie.run.soundtrack import Track, mono, picture, sound_key, track_of
+from reverie.run.soundtrack import Track, empty_track, mono, picture, sound_key, track_of
 from reverie.types import ObservationSpec
 
 TEXT = ObservationSpec((64,), "uint8", kind="text")
@@ -204,6 +204,46 @@ def test_a_track_has_a_channel_for_each_film_and_lasts_as_long_as_its_steps():
     assert sound_key({"image": observation["image"]}) is None and track_of({"image": observation["image"]}, {}) is None
     both = np.stack([left, right], 1)  # channels become one
     np.testing.assert_allclose(mono(both), (mono(left) + mono(right)) / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("package", ["av", "none"])
+@pytest.mark.parametrize(
+    ("rate", "samples", "heard"),
+    [
+        (1e-3, 1, False),
+        (0.3, 1, False),
+        (0.3, 64, False),
+        (20, 1, False),
+        (100, 1, True),
+        (100, 5_999, True),
+        (384_000, 1_601, True),
+        (8_000, 1, False),
+        (1_000, 100_000, False),
+        (1e9, 64, False),
+    ],
+)
+def test_a_film_outlives_every_rate_and_length_of_sound(tmp_path, monkeypatch, rate, samples, heard, package):
+    if package == "av":
+        pytest.importorskip("av")
+    else:
+        monkeypatch.setitem(sys.modules, "av", None)
+    spec = ObservationSpec((samples,), "int16", kind="audio", rate=rate)
+    assert (empty_track(spec) is not None) == heard
+    sound = np.random.Generator(np.random.PCG64(0)).integers(-9000, 9000, (3, samples)).astype(np.int16)
+    frames, track = video.side_by_side(sound, sound, spec=spec), track_of({"sound": spec}, {"sound": sound})
+    path = video.write(tmp_path / "a.mp4", frames, track=track)
+    assert path.stat().st_size and (track is not None) == heard
+    assert (tmp_path / "a.wav").exists() == (heard and package == "none")
+
+
+def test_a_long_track_comes_in_pieces_that_fit_together(tmp_path):
+    av = pytest.importorskip("av")
+    tone = (0.5 * np.sin(2 * np.pi * 440 * np.arange(int(3.5 * RATE)) / RATE)).astype(np.float32)
+    path = video.write(tmp_path / "a.mp4", movie(7), track=Track(RATE, RATE // 2, 1, [tone[None]]))
+    with av.open(str(path)) as container:
+        decoded = np.concatenate([frame.to_ndarray() for frame in container.decode(audio=0)], 1)[0]
+    wanted = np.interp(np.arange(3 * 48_000) / 48_000, np.arange(len(tone)) / RATE, tone)
+    assert np.corrcoef(decoded[: len(wanted)], wanted)[0, 1] > 0.99
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -316,6 +316,11 @@ def test_a_sound_of_any_length_is_drawn_back(samples):
     assert sound.shape == (1, samples) and sound.isfinite().all()
 
 
+def test_a_long_window_is_drawn_back_in_little_memory():
+    spectrogram = MelSpectrogram(100_000, 1e9, 40, 131_072)  # 65,537 bins: the square of that would be 17 GB
+    assert spectrogram._spread(torch.ones(1, 40, 1)).isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", "float32"])
 def test_samples_survive_the_way_to_numbers_and_back(dtype):
     waveform = torch.tensor([-1.0, -0.5, 0.0, 0.5, 0.9])

@@ -92,9 +92,9 @@ class MelSpectrogram(nn.Module):
     def _spread(self, power: Float[Tensor, "N bands frames"]) -> Float[Tensor, "N bins frames"]:
         """Power over the bins whose bands have this power, none of it negative (Lee and Seung 2001)."""
         wanted = self.filters.T @ power
-        overlap, found = self.filters.T @ self.filters, torch.ones_like(wanted)
+        found = torch.ones_like(wanted)
         for _ in range(PASSES):
-            found = found * wanted / (overlap @ found).clamp(min=1e-12)
+            found = found * wanted / (self.filters.T @ (self.filters @ found)).clamp(min=1e-12)
         return found
 
     def _waveform(self, spectrum: Tensor) -> Float[Tensor, "N S"]:
