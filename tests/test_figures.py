@@ -156,6 +156,7 @@ def test_sweep_is_as_it_was_measured() -> None:
 
 MACHINES = {
     "EPYC (Zen 5)": "AMD EPYC .*Zen 5.* with AVX512,",
+    "EPYC (Zen 4)": "AMD EPYC family 25 model 17 with AVX512,",
     "EPYC with AVX2": "AMD EPYC .* with AVX2,",
     "2.5 GHz Xeon": r"Intel\(R\) Xeon\(R\) Processor @ 2.50GHz ",
 }
@@ -217,6 +218,22 @@ def test_earlier_updates_took_as_long_as_was_measured() -> None:
             if cell:
                 number, unit = milliseconds(cell)
                 agree([number], [measured[name.lower()]["milliseconds"] / unit])
+
+
+def test_the_reference_took_as_long_as_was_measured() -> None:
+    (rows,) = tables("docs/speed.md")["Beside the reference in JAX"]
+    measured = speeds("EPYC (Zen 4)")["size1m"]["contestants"]
+    names = ["reverie", "reverie-bf16", "reference", "reference-bf16", "sheeprl", "torchrl"]
+    for name, (_, time, memory) in zip(names, rows, strict=True):
+        agree([milliseconds(time)[0]], [measured[name]["milliseconds"]])
+        agree(memory, [measured[name]["megabytes"]])
+    shares = [measured[name]["milliseconds"] / measured["reference"]["milliseconds"] for name in names[:2]]
+    text = (ROOT / "docs/speed.md").read_text().split("So Reverie takes ")[1].split(" in bf16")[0]
+    agree(text, [100 * share for share in shares])
+    for page in ("README.md", "README.ko.md"):
+        shown = re.search(r"Zen 4\D*(\d+)\D+(\d+)", (ROOT / page).read_text())
+        assert shown
+        agree(shown.groups(), [measured[name]["milliseconds"] for name in ("reference", "reverie")])
 
 
 def test_shares_of_the_limit_follow_from_what_was_measured() -> None:
