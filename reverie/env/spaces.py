@@ -9,6 +9,8 @@ What Gymnasium has no words for, a space may say in attributes: ``kind``, ``rate
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -22,6 +24,8 @@ from reverie.env.layout import Layout, find_layout
 from reverie.env.text import is_text, text_spec, to_bytes
 from reverie.errors import ConfigError
 from reverie.types import FASTEST, SLOWEST, ObservationSpec, presence_key
+
+logger = logging.getLogger(__name__)
 
 LARGEST = float(np.finfo(np.float32).max)
 
@@ -101,6 +105,8 @@ class ObservationReader:
             if said and not kind:
                 self.notes.append(f"observation {key!r} of shape {space.shape} {said}")
         spec = replace(spec, kind=kind, rate=_rate(key, getattr(space, "rate", 0)), optional=optional)
+        if spec.silence is not None and kind in ("", "audio") and spec.dtype.startswith("float"):
+            read = _sound_reader(key, read)
         if optional:
             present = presence_key(key)
             self._add(present, ObservationSpec((), "bool", 2), lambda value: np.array(_find(value, path) is not None))
@@ -217,6 +223,24 @@ def _text_reader(key: str, spec: ObservationSpec) -> Callable[[Any], np.ndarray]
         return to_bytes(value, spec.shape[0], key)
 
     return read
+
+
+def _sound_reader(key: str, read: Callable[[Any], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """Points out floats that are too loud, which the world model cuts off."""
+
+    def read_sound(value: Any) -> np.ndarray:
+        samples = read(value)
+        if samples.min() < -1 or samples.max() > 1:
+            _warn_of_loudness(key)
+        return samples
+
+    return read_sound
+
+
+@functools.cache
+def _warn_of_loudness(key: str) -> None:
+    logger.warning("the sound %r has samples beyond -1 and 1, which are cut off; divide them by the loudest, or show "
+                   "them as int16", key)  # fmt: skip
 
 
 def _optional_reader(

@@ -44,14 +44,15 @@ class ObservationWeights(nn.Module):
 
     @torch.no_grad()
     def learn(self, decoders: Iterable[nn.Module], obs: Mapping[str, Tensor]) -> None:
-        """Looks at a batch, {key: [B, T, *shape]}; what is missing from it does not count."""
+        """Looks at a batch, {key: [B, T, *shape]}; what is missing, or costs no finite number, does not count."""
         flags = {key: obs.get(presence_key(key)) for key in self.keys}
         there = {key: _always(obs[key]) if flag is None else flag for key, flag in flags.items()}
         costs: dict[str, Tensor] = {}
         for decoder in decoders:
             costs |= decoder.constant_loss(obs, there)  # type: ignore[operator]
         present = torch.stack([there[key].float().mean() for key in self.keys])
-        self.moments.lerp_(torch.stack([torch.stack([costs[key] for key in self.keys]) * present, present]), RATE)
+        fresh = torch.stack([torch.stack([costs[key] for key in self.keys]) * present, present])
+        self.moments.lerp_(torch.where(fresh.isfinite().all(0), fresh, self.moments), RATE)
 
     def weigh(self, losses: Losses) -> Losses:
         """The losses, those of observations times their weights."""

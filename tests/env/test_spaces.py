@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from reverie.env import spaces as module
 from reverie.env.spaces import BadTransition, ObservationReader, read_flag, read_reward
 from reverie.errors import ConfigError
 from reverie.types import ObservationSpec
@@ -123,6 +124,17 @@ def test_a_rate_may_be_any_positive_number_or_unknown(rate):
     sound = spaces.Box(-1, 1, (64,))
     sound.rate = rate
     assert ObservationReader(sound).specs["vector"].rate == pytest.approx(float(rate))
+
+
+def test_a_sound_that_is_too_loud_is_pointed_out_once_and_a_vector_is_not(caplog):
+    module._warn_of_loudness.cache_clear()
+    parts = {key: spaces.Box(-np.inf, np.inf, (2,)) for key in ("hear", "soft", "feel")}
+    parts["hear"].optional = True
+    read = ObservationReader(spaces.Dict(parts), {"hear": "audio", "soft": "audio"})
+    for loud in ([1.0, -1.0], [-1.1, 0.0], [1e30, 0.0], None):
+        read({"hear": loud, "soft": [1.0, -1.0], "feel": [3.0, -3.0]})
+    (record,) = caplog.records
+    assert "the sound 'hear' has samples beyond -1 and 1, which are cut off" in record.getMessage()
 
 
 def test_what_has_a_kind_of_its_own_is_no_picture():

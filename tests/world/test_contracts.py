@@ -331,6 +331,18 @@ def test_samples_survive_the_way_to_numbers_and_back(dtype):
     close(to_waveform(loud, dtype), [-1.0, 1.0], atol=1 / 128)
 
 
+@pytest.mark.parametrize("options", [{}, {"representation": "waveform"}])
+def test_floats_that_are_too_loud_are_cut_off(options):
+    spec = ObservationSpec((64,), "float32", kind="audio", rate=8_000)
+    (group,) = modalities({"hear": spec}, {"audio": ModalityOptions(options=options)})
+    encoder, decoder, latent = group.encoder(SIZES), group.decoder(SIZES), latent_of(torch.randn(2, 32))
+    sound = torch.rand(2, 64) * 2 - 1
+    loud = {"hear": torch.where(sound.abs() > 0.5, sound * 1e30, sound)}
+    cut = {"hear": torch.where(sound.abs() > 0.5, sound.sign(), sound)}
+    assert torch.equal(encoder(loud), encoder(cut))
+    assert torch.equal(decoder.loss(latent, loud)["hear"], decoder.loss(latent, cut)["hear"])
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("audio")])
 def test_what_was_prepared_is_read_and_predicted_as_the_sound_itself(name):
     group, obs = modality(name)

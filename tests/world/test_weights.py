@@ -53,6 +53,15 @@ def test_an_observation_that_is_seldom_there_costs_what_it_does_when_it_is():
     close(weights()["recon_sound"], 10.0 * (first + last) / (4.0 * first + 1.0 * last))
 
 
+@pytest.mark.parametrize("cost", [float("inf"), float("nan")])
+def test_a_cost_that_is_not_finite_changes_no_weight(cost):
+    weights = ObservationWeights(KEYS, floor=10.0)
+    weights.learn([Costs(body=0.5, picture=2.0, sound=0.0)], OBS)
+    weights.learn([Costs(body=cost, picture=2.0, sound=0.0)], OBS)
+    close(weights()["recon_body"], 20.0)
+    close(weights()["recon_picture"], 5.0)
+
+
 def test_several_modalities_have_weights_and_one_has_none_unless_one_says_so():
     for observation, floor, expected in (
         (VECTORS, None, None),

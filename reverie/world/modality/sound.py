@@ -19,8 +19,10 @@ SCALES = {"uint8": (128.0, 128.0), "int16": (0.0, 32768.0), "uint16": (32768.0, 
 
 
 def to_waveform(samples: Tensor, dtype: str) -> Tensor:
-    """Samples of any dtype as numbers between -1 and 1."""
-    silence, loudest = SCALES.get(dtype, (0.0, 1.0))
+    """Samples of any dtype as numbers between -1 and 1; floats beyond are cut off."""
+    if dtype not in SCALES:
+        return samples.float().clamp(-1.0, 1.0)
+    silence, loudest = SCALES[dtype]
     return (samples.float() - silence) / loudest
 
 
