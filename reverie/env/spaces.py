@@ -21,7 +21,7 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.env.layout import Layout, find_layout
-from reverie.env.text import is_text, text_spec, to_bytes
+from reverie.env.text import is_text, limit_of, text_spec, to_bytes
 from reverie.errors import ConfigError
 from reverie.types import FASTEST, SLOWEST, ObservationSpec, presence_key
 
@@ -60,7 +60,7 @@ class ObservationReader:
         self._leaves: list[tuple[str, Callable[[Any], np.ndarray]]] = []
         self._groups: list[tuple[tuple, set, set, bool]] = []
         self._walk(space, ())
-        if unknown := sorted(key for key in kinds.keys() - self._seen if kinds[key] is not None):
+        if unknown := sorted(kinds.keys() - self._seen):
             raise ConfigError(f"env.kinds names {unknown[0]!r}, but the observations are {sorted(self._seen)}")
         if not self.specs:
             raise ConfigError(
@@ -96,7 +96,8 @@ class ObservationReader:
             return
         if is_text(space):
             spec = text_spec(space, self._text_length)
-            read, kind = _text_reader(key, spec), kind or spec.kind
+            limit = limit_of(space, self._text_length)
+            read, kind = _text_reader(key, spec, limit), kind or spec.kind
         else:
             spec, start = _observation_spec(space)
             read = _array_reader(key, spec, start)
@@ -216,11 +217,11 @@ def _array_reader(key: str, spec: ObservationSpec, start: Any) -> Callable[[Any]
     return read
 
 
-def _text_reader(key: str, spec: ObservationSpec) -> Callable[[Any], np.ndarray]:
+def _text_reader(key: str, spec: ObservationSpec, limit: str) -> Callable[[Any], np.ndarray]:
     def read(value: Any) -> np.ndarray:
         if not isinstance(value, str):
             raise BadTransition(f"observation {key!r} is {type(value).__name__}, expected a text")
-        return to_bytes(value, spec.shape[0], key)
+        return to_bytes(value, spec.shape[0], key, limit)
 
     return read
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 
 import numpy as np
 from gymnasium import spaces
@@ -27,21 +28,35 @@ def is_text(space: spaces.Space) -> bool:
 
 def text_spec(space: spaces.Space, longest: int) -> ObservationSpec:
     """A text of at most ``longest`` bytes; of fewer where the space allows no longer one."""
-    if isinstance(space, spaces.Text):
-        widest = max((len(character.encode(errors="replace")) for character in space.character_set), default=1)
-        longest = min(longest, space.max_length * widest)
-    return ObservationSpec((longest,), "uint8", kind=KIND)
+    return ObservationSpec((min(longest, _bytes_of(space)),), "uint8", kind=KIND)
 
 
-def to_bytes(text: str, length: int, name: str = "text") -> UInt8[np.ndarray, "L"]:
+def limit_of(space: spaces.Space, longest: int) -> str:
+    """What makes the texts of `text_spec` as short as they are, and how they become longer."""
+    if longest < _bytes_of(space):
+        return f"env.text_length = {longest}; train with a larger one to keep more"
+    assert isinstance(space, spaces.Text)
+    return f"its space, with max_length = {space.max_length} and the bytes of its charset; mend the space"
+
+
+def _bytes_of(space: spaces.Space) -> int:
+    """Of the longest text that a space allows."""
+    if not isinstance(space, spaces.Text):
+        return sys.maxsize
+    return space.max_length * max((len(letter.encode(errors="replace")) for letter in space.character_set), default=1)
+
+
+def to_bytes(
+    text: str, length: int, name: str = "text", limit: str = "the length that was asked for"
+) -> UInt8[np.ndarray, "L"]:
     """UTF-8, filled with zeros up to ``length``; a longer text is cut after a whole character.
 
-    The first text that is cut is pointed out, once for each ``name``. A zero character, which would end the text, is
-    left out, and half of a surrogate pair becomes a question mark.
+    The first text that is cut is pointed out, once for each ``name``, with what the ``limit`` is. A zero character,
+    which would end the text, is left out, and half of a surrogate pair becomes a question mark.
     """
     encoded = text.replace("\0", "").encode(errors="replace")
     if len(encoded) > length:
-        _warn(name, length)
+        _warn(name, length, limit)
         encoded = encoded[:length].decode(errors="ignore").encode()
     return np.frombuffer(encoded.ljust(length, b"\0"), np.uint8).copy()
 
@@ -52,6 +67,6 @@ def to_text(array: UInt8[np.ndarray, "L"]) -> str:
 
 
 @functools.cache
-def _warn(name: str, length: int) -> None:
-    logger.warning("a text of the observation %r is longer than %d bytes and is cut; raise env.text_length", name,
-                   length)  # fmt: skip
+def _warn(name: str, length: int, limit: str) -> None:
+    logger.warning("a text of the observation %r is longer than %d bytes and is cut; the limit is %s", name, length,
+                   limit)  # fmt: skip

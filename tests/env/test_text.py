@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 from reverie.env import ENVIRONMENTS, EnvOptions, make, make_vector
 from reverie.env import text as module
+from reverie.env.spaces import ObservationReader
 from reverie.env.text import is_text, text_spec, to_bytes, to_text
 from reverie.errors import ConfigError
 from reverie.types import ObservationSpec
@@ -50,7 +51,25 @@ def test_a_cut_is_pointed_out_once_for_each_observation(caplog):
         for name in ("say", "say", "hear"):
             to_bytes("too long", 3, name)
         to_bytes("fits", 4, "see")
-    assert [record.args for record in caplog.records] == [("say", 3), ("hear", 3)]
+    assert [record.args[:2] for record in caplog.records] == [("say", 3), ("hear", 3)]
+    assert "the limit is the length that was asked for" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("space", "limit"),
+    [
+        (spaces.Text(30), "env.text_length = 12; train with a larger one"),
+        (spaces.Text(13), "env.text_length = 12; train with a larger one"),
+        (spaces.Space(dtype=str), "env.text_length = 12; train with a larger one"),
+        (spaces.Text(12), "its space, with max_length = 12 and the bytes of its charset; mend"),
+        (spaces.Text(3, charset="빨"), "its space, with max_length = 3 and the bytes of its charset; mend"),
+    ],
+)
+def test_a_cut_is_blamed_on_the_limit_that_made_it(caplog, space, limit):
+    read = ObservationReader(spaces.Dict({"say": space}), text_length=12)
+    read({"say": "a word that is longer than the rest"})
+    assert f"the observation 'say' is longer than {read.specs['say'].shape[0]} bytes" in caplog.text
+    assert f"is cut; the limit is {limit}" in caplog.text
 
 
 def test_the_length_is_what_is_asked_for_or_what_the_space_allows():
