@@ -318,3 +318,21 @@ def test_what_is_missing_is_not_to_be_predicted():
     assert there.any() and not there.all()
     assert torch.equal(losses["recon_height"] != 0, there)
     assert losses["recon_velocity"].all() and losses["recon_height/present"].all()
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "complaint"),
+    [
+        (ObservationSpec((8, 8, 3), "uint8"), "audio", r"a sound is .*, not uint8\[8, 8, 3\]"),
+        (ObservationSpec((8, 8, 3), "uint8"), "text", r"text is uint8 of one axis, not uint8\[8, 8, 3\]"),
+        (
+            ObservationSpec((), "int64", 3),
+            "image",
+            r"an image is \[height, width, channels\], not int64\[\] of 3 classes",
+        ),
+        (ObservationSpec((5,), "float32"), "image", r"an image is \[height, width, channels\], not float32\[5\]"),
+    ],
+)
+def test_an_observation_that_cannot_be_of_its_kind_is_refused_by_name(spec, kind, complaint):
+    with pytest.raises(ConfigError, match=rf"^observation 'tup/1': {complaint}.*env.kinds"):
+        make_world({"tup/1": replace(spec, kind=kind)})

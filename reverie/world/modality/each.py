@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reverie.errors import ConfigError
 from reverie.types import Latent, ObservationSpec
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.sizes import Sizes
@@ -31,6 +32,16 @@ class Draws(Protocol):
         ...
 
 
+def made(
+    network: Callable[..., nn.Module], key: str, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig
+) -> nn.Module:
+    """The network of one key. Raises ConfigError, which names the key, where it cannot be of this modality."""
+    try:
+        return network(spec, sizes, config)
+    except ConfigError as error:
+        raise ConfigError(f"observation '{key}': {error}") from None
+
+
 class EachEncoder(nn.Module):
     """Tokens of all keys side by side. ``reader`` makes what reads an observation [*batch, *shape] into a token."""
 
@@ -43,7 +54,7 @@ class EachEncoder(nn.Module):
     ):
         super().__init__()
         self.keys = sorted(keys)
-        self.readers = nn.ModuleList(reader(keys[key], sizes, config) for key in self.keys)
+        self.readers = nn.ModuleList(made(reader, key, keys[key], sizes, config) for key in self.keys)
         self.width = sum(int(reader.width) for reader in self.readers)  # type: ignore[arg-type]
 
     def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*batch X"]:
@@ -62,7 +73,7 @@ class EachDecoder(nn.Module):
     ):
         super().__init__()
         self.keys = sorted(keys)
-        self.writers = nn.ModuleList(writer(keys[key], sizes, config) for key in self.keys)
+        self.writers = nn.ModuleList(made(writer, key, keys[key], sizes, config) for key in self.keys)
 
     @property
     def _named(self) -> dict[str, Draws]:

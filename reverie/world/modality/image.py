@@ -39,8 +39,12 @@ SMALLEST, LARGEST = 3, 16
 def plan(keys: Mapping[str, ObservationSpec], depth: int) -> tuple[list[int], int, int]:
     """Channels per stage, and height and width of the innermost map, for images of this size.
 
-    Raises ConfigError where images differ in size or cannot be halved into the bounds.
+    Raises ConfigError where one is none, and where images differ in size or cannot be halved into the bounds.
     """
+    for key, spec in keys.items():
+        if len(spec.shape) != 3:
+            raise ConfigError(f"observation '{key}': an image is [height, width, channels], not {spec}; say with "
+                              "env.kinds what it is")  # fmt: skip
     shapes = {spec.shape[:2] for spec in keys.values()}
     if len(shapes) > 1:
         raise ConfigError(f"images {sorted(keys)} differ in size: {sorted(shapes)}; set env.size to resize them alike")
