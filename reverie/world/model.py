@@ -46,6 +46,7 @@ from reverie.world.modality import Prepares, modalities
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.options import WorldOptions
 from reverie.world.rssm import RSSM
+from reverie.world.sequences import check, rows_and_steps
 from reverie.world.weights import FLOOR, ObservationWeights
 
 DEFAULTS = WorldOptions()
@@ -72,6 +73,8 @@ class MultimodalWorldModel(nn.Module):
             key: entry if isinstance(entry, ObservationSpec) else entry.observation
             for key, entry in active_modalities.items()
         }
+        if not self.observation:
+            raise ConfigError("a world model of no observations: give it at least one, such as of MODALITY_CONFIGS")
         sizes, self.discount = self.sizes, 1.0 - 1.0 / options.horizon
         groups = {modality.config.name: modality for modality in modalities(self.observation, options.modalities)}
         self.keys = {name: list(group.keys) for name, group in groups.items()}
@@ -134,12 +137,16 @@ class MultimodalWorldModel(nn.Module):
         """Sequences of a data set, as `loss` takes them: ``obs`` {key: [B, T, *shape]}, tensors or arrays.
 
         What is observed but not given is missing. Without ``action`` nothing was done, without ``reward`` nothing was
-        gained, and without ``first`` each sequence begins an episode. Raises ConfigError for a key that is not known.
+        gained, and without ``first`` each sequence begins an episode. Raises ConfigError for an unknown key or a shape.
         """
         given = {key: torch.as_tensor(value) for key, value in obs.items()}
         if not given.keys() & self.observation.keys() or given.keys() - self._known:
             raise ConfigError(f"a batch of {sorted(given)}: the world model observes {sorted(self.observation)}")
-        rows, steps = next(iter(given.values())).shape[:2]
+        rows, steps = rows_and_steps(given, self.observation)
+        beside = {"action": (action, (self.action_width,)), "reward": (reward, ()), "first": (first, ())}
+        for name, (value, shape) in beside.items():
+            if value is not None:
+                check(name, tuple(value.shape), (rows, steps, *shape))
         never = torch.zeros(rows, steps, dtype=torch.bool)
         flags = {presence_key(key): key for key in self.observation}
         for key in self.observation.keys() - given.keys() - flags.keys():

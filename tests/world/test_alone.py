@@ -103,6 +103,31 @@ def test_a_batch_of_what_is_not_observed_is_refused(obs):
         world.batch(obs)
 
 
+def test_a_world_model_of_nothing_is_refused():
+    with pytest.raises(ConfigError, match="a world model of no observations"):
+        MultimodalWorldModel({})
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"text": torch.zeros(8)}, r"'text' of shape \[8\], expected \[2, 5, 8\]"),
+        ({"text": torch.zeros(2, 8)}, r"'text' of shape \[2, 8\], expected \[2, 5, 8\]"),
+        ({"text": torch.zeros(2, 4, 8)}, r"'text' of shape \[2, 4, 8\], expected \[2, 5, 8\]"),
+        ({"image": torch.zeros(2, 5, 3, 8)}, r"'image' of shape \[2, 5, 3, 8\], expected \[B, T, 3, 8, 8\]"),
+        ({"text/present": torch.ones(2, 5, 1)}, r"'text/present' of shape \[2, 5, 1\], expected \[2, 5\]"),
+    ],
+)
+def test_a_batch_of_another_shape_is_refused_by_name(change, complaint):
+    world = MultimodalWorldModel(PAIR, CHOICE, SMALL)
+    with pytest.raises(ConfigError, match=f"^a batch has {complaint}"):
+        world.batch(pair() | change)
+    with pytest.raises(ConfigError, match=r"^a batch has 'reward' of shape \[2, 4\], expected \[2, 5\]"):
+        world.batch(pair(), reward=torch.zeros(2, 4))
+    with pytest.raises(ConfigError, match=r"^a batch has 'action' of shape \[2, 5, 2\], expected \[2, 5, 3\]"):
+        world.batch(pair(), torch.zeros(2, 5, 2))
+
+
 def test_images_may_have_their_channels_first_or_last_and_be_bytes_or_floats():
     world = MultimodalWorldModel({"image": PAIR["image"]}, options=SMALL)
     shake(world)
