@@ -15,7 +15,7 @@ def rows_and_steps(given: Mapping[str, Tensor], observation: Mapping[str, Observ
 
     What is not of ``observation`` is a flag [B, T]. Raises ConfigError, which names what does not fit.
     """
-    batch: tuple[int, ...] = ()
+    batch: tuple[int, int] | None = None
     for key, value in given.items():
         spec, found = observation.get(key, ObservationSpec((), "bool")), tuple(value.shape)
         shape, shapes = spec.shape, {spec.shape}
@@ -23,8 +23,9 @@ def rows_and_steps(given: Mapping[str, Tensor], observation: Mapping[str, Observ
             shapes |= {(*shape[1:], shape[0]), (shape[2], *shape[:2])}
         if len(found) < 2 or found[2:] not in shapes or found[:2] != (batch or found[:2]):
             check(key, found, (*(batch or "BT"), *shape))
-        batch = found[:2]
-    return batch[0], batch[1]
+        batch = value.shape[0], value.shape[1]
+    assert batch is not None  # at least one is given
+    return batch
 
 
 def check(name: str, found: tuple[int, ...], expected: tuple[int | str, ...]) -> None:
