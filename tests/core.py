@@ -163,7 +163,9 @@ def explained(deter: Tensor) -> Explained:
     """Replayed states of which nothing is known but ``deter`` [..., D]."""
     none = deter.new_zeros(*deter.shape[:-1], 0, 0)
     latent = Latent(deter, none, none)
-    return Explained(latent, torch.zeros(1, 1, 0), lambda *step: (latent, torch.ones(1)))
+    return Explained(
+        latent, torch.zeros(1, 1, 0), lambda *walk: latent, lambda features: torch.ones(features.shape[:-1])
+    )
 
 
 def dream_starts(world: MultimodalWorldModel) -> Latent:

@@ -22,6 +22,7 @@ from reverie.optim import Optimizer, PolicyOptimizerOptions
 from reverie.types import ActionPart, Latent
 from reverie.world import rssm_kernels
 from reverie.world.model import MultimodalWorldModel
+from reverie.world.sizes import PRESETS
 from tests.core import NO_BATCH, explained
 
 GAME = PinPad(BOARDS["vec-3"].split(), length=500, vector=True, image=0)
@@ -37,7 +38,7 @@ class Board(MultimodalWorldModel):
 
     def __init__(self) -> None:
         nn.Module.__init__(self)  # it has nothing to learn
-        self.sizes = SimpleNamespace(stoch=1)  # type: ignore[assignment]
+        self.sizes = replace(PRESETS["tiny"], stoch=1)
         self.rssm = SimpleNamespace(prior_step=self.prior_step, gates=SimpleNamespace(bias=torch.zeros(1)))  # type: ignore[assignment]
 
     def put_down(self, uniform: Tensor) -> Tensor:
