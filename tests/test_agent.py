@@ -16,6 +16,7 @@ from reverie import learned_rates, native, optim
 from reverie.agent import Agent
 from reverie.behavior.actor_critic import ActorCritic, BehaviorOptions
 from reverie.behavior.intrinsic import EmpowermentOptions, IntrinsicOptions, PayOptions
+from reverie.behavior.objective import ObjectiveOptions
 from reverie.behavior.ppo import Means
 from reverie.behavior.streams import Stream
 from reverie.errors import StoredDataError
@@ -209,6 +210,7 @@ class Waits(TorchDispatchMode):
 
 
 LEARNED = MetaOptions(enabled=True, warmup=0)
+EVERY_NUMBER = ObjectiveOptions(learned=["entropy", "return_lambda", "discount", "weights"])
 
 
 CURIOUS = IntrinsicOptions(
@@ -218,7 +220,13 @@ CURIOUS = IntrinsicOptions(
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"hierarchy": PLANNED}, {"hierarchy": PLANNED, "meta": LEARNED}, {"intrinsic": CURIOUS}],
+    [
+        {},
+        {"hierarchy": PLANNED},
+        {"hierarchy": PLANNED, "meta": LEARNED},
+        {"intrinsic": CURIOUS},
+        {"intrinsic": CURIOUS, "behavior": PASSES.model_copy(update={"objective": EVERY_NUMBER})},
+    ],
 )
 def test_learning_never_waits_for_the_device(changes, monkeypatch):
     monkeypatch.setattr(native, "_enabled", frozenset())
@@ -226,7 +234,7 @@ def test_learning_never_waits_for_the_device(changes, monkeypatch):
     for module in (learned_rates, optim):
         monkeypatch.setattr(module, "may_ask", lambda flag: False)
     monkeypatch.setattr(text, "depends_on_data", lambda tensor: False)
-    agent = make_agent(IMAGE | VECTORS | SENSES, behavior=PASSES, **changes)
+    agent = make_agent(IMAGE | VECTORS | SENSES, **{"behavior": PASSES} | changes)
     batch = make_batch(agent.world)
     with Waits() as waits:
         agent.learn(batch)

@@ -59,6 +59,7 @@ class LearnedObjective(nn.Module):
     count: Tensor
     bounds: Tensor
     below_one: Tensor
+    decays: Tensor
 
     def __init__(self, options: ObjectiveOptions, start: Mapping[str, float], kinds: Mapping[str, str]):
         """``start`` has the number by name, ``kinds`` says which of `RANGES` it is."""
@@ -78,6 +79,7 @@ class LearnedObjective(nn.Module):
         self.register_buffer("bounds", torch.tensor(bounds).T.contiguous(), persistent=False)
         self.register_buffer("below_one", torch.tensor(below), persistent=False)
         self.register_buffer("configured", torch.tensor(distances), persistent=False)
+        self.register_buffer("decays", torch.tensor(DECAYS)[:, None], persistent=False)
         self.register_load_state_dict_post_hook(lambda *_: self._honour_new_starts())
 
     @torch.no_grad()
@@ -101,10 +103,9 @@ class LearnedObjective(nn.Module):
         """Steps against the slope of a loss by each position, where ``allowed`` and where the slope says something."""
         valid = allowed & slope.isfinite().all() & (slope != 0).any()
         seen = torch.stack([slope, slope.square()])
-        decays = torch.tensor(DECAYS, device=slope.device)[:, None]
         count = self.count + 1
-        averages = torch.lerp(seen, self.averages, decays)
-        mean, square = averages / (1.0 - decays**count)
+        averages = torch.lerp(seen, self.averages, self.decays)
+        mean, square = averages / (1.0 - self.decays**count)
         moved = self.position - self.options.step * (mean / (square.sqrt() + TINY)).clamp(-1.0, 1.0)
         for mine, new in (
             (self.position, torch.clamp(moved, *self.bounds)),

@@ -415,7 +415,7 @@ def test_an_environment_that_interrupts_leaves_a_checkpoint_and_the_run_goes_on(
 
 
 def test_a_film_that_fails_ends_nothing(tmp_path, monkeypatch, caplog):
-    def refuse(*arguments: Any) -> Path:
+    def refuse(*arguments: Any, **how: Any) -> Path:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(train.video, "write", refuse)

@@ -181,7 +181,7 @@ class Empowerment(IntrinsicReward):
         begun = Latent(*(field.repeat_interleave(options.samples, 0) for field in start.fields))
         reached = seen.walk(begun, code.flatten(0, 1) @ self.table, uniform).features[:, 1:]
         over = seen.continues(reached) < OVER
-        over[:, -1] = True
+        over[:, -1].fill_(True)
         end = over.byte().argmax(1)  # the first
         outcome = seen.expect(reached[torch.arange(many, device=device), end]).unflatten(0, shape[:2])
         noise = torch.randn(outcome.shape, generator=generator, device=device)
