@@ -60,8 +60,11 @@ class ObservationReader:
         self._leaves: list[tuple[str, Callable[[Any], np.ndarray]]] = []
         self._groups: list[tuple[tuple, set, set, bool]] = []
         self._walk(space, ())
-        if unknown := sorted(kinds.keys() - self._seen):
-            raise ConfigError(f"env.kinds names {unknown[0]!r}, but the observations are {sorted(self._seen)}")
+        unknown = sorted(kinds.keys() - self._seen)
+        if named := [key for key in unknown if kinds[key] is not None]:
+            raise ConfigError(f"env.kinds names {named[0]!r}, but the observations are {sorted(self._seen)}")
+        # A preset may leave out what another environment does not have.
+        self.notes += [f"there is no observation {key!r} for env.kinds to leave out" for key in unknown]
         if not self.specs:
             raise ConfigError(
                 f"the observation space {space} holds nothing that can be used; add a Box or Discrete space"

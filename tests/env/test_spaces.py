@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from reverie.config import load
 from reverie.env import spaces as module
+from reverie.env import spaces_of
 from reverie.env.spaces import BadTransition, ObservationReader, read_flag, read_reward
 from reverie.errors import ConfigError
 from reverie.types import ObservationSpec
@@ -146,10 +148,18 @@ def test_what_has_a_kind_of_its_own_is_no_picture():
     assert read.specs["image"] == ObservationSpec((3, 16, 16), "float32", kind="volume") and read.notes == []
 
 
-@pytest.mark.parametrize("kind", ["text", None])
-def test_the_kind_of_something_that_is_not_there_is_refused(kind):
+def test_the_kind_of_something_that_is_not_there_is_refused_and_leaving_it_out_is_noted():
     with pytest.raises(ConfigError, match=r"env.kinds names 'mission', but the observations are \['vector'\]"):
-        ObservationReader(spaces.Discrete(2), {"mission": kind})
+        ObservationReader(spaces.Discrete(2), {"mission": "text"})
+    read = ObservationReader(spaces.Discrete(2), {"mission": None})
+    assert read.specs.keys() == {"vector"}
+    assert read.notes == ["there is no observation 'mission' for env.kinds to leave out"]
+
+
+@pytest.mark.parametrize("preset", ["pixels", "minigrid"])
+def test_a_preset_that_leaves_a_text_out_serves_an_environment_without_one(preset):
+    size = ["env.size=0", 'env.kwargs={"image": 32, "vector": false}']
+    assert spaces_of(load(preset, ["env.name=pinpad/vec-4", *size]).env)[0].keys() == {"image"}
 
 
 @pytest.mark.parametrize("absent", [{}, {"sound": None}])
