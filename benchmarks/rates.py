@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from reverie.config import Config, load
 from reverie.learned_rates import LearnedRates, MetaOptions, RateOptions
 from reverie.optim import OptimizerOptions
-from reverie.rate_free import make_optimizer
+from reverie.rate_free import optimizer_class
 from reverie.run import plots
 
 RESULTS = Path(__file__).parent / "results"
@@ -95,7 +95,7 @@ def fit(way: str, kind: str, start: float, seed: int) -> tuple[float, list[float
     torch.manual_seed(seed)
     network = nn.Sequential(nn.Linear(20, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
     options = KINDS[kind].model_copy(update={"rate": start * TUNED} if way in RULES else {"kind": way})
-    optimizer = make_optimizer("toy", network.parameters(), options, {"fit": 1.0})
+    optimizer = optimizer_class(options.kind)("toy", network.parameters(), options, {"fit": 1.0})
     rates = LearnedRates({"toy": optimizer}, {"toy": RULES.get(way, RULES["fixed"])}, MetaOptions(enabled=True))
     inputs, truth = examples.draw(2000)
     losses, went = [], []

@@ -29,7 +29,7 @@ from reverie.imagine import imagine
 from reverie.learned_rates import FIXED, LearnedRates, MetaOptions, RateOptions
 from reverie.nets.layers import output_rows
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
-from reverie.rate_free import make_optimizer
+from reverie.rate_free import optimizer_class
 from reverie.types import (
     ActionSpec,
     Batch,
@@ -134,7 +134,8 @@ class Agent(nn.Module):
         half = (options.precision, self.device.type) in LOSS_SCALED
         for name, network, choices, rates, scales in groups:
             rows = output_rows(network)
-            yield make_optimizer(name, network.parameters(), choices, scales, rows=rows, half=half), rates
+            train = optimizer_class(choices.kind)
+            yield train(name, network.parameters(), choices, scales, rows=rows, half=half), rates
 
     # --- playing ---
 

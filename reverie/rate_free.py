@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,12 +31,10 @@ class RateFreeOptimizer(Optimizer):
         parameters: Iterable[nn.Parameter],
         options: OptimizerOptions,
         scales: Mapping[str, float],
-        *,
-        rows: Mapping[nn.Parameter, Sequence[int]] | None = None,
-        half: bool = False,
+        **how: Any,
     ):
-        """Raises ConfigError where the package is missing."""
-        super().__init__(name, parameters, options, scales, rows=rows, half=half)
+        """As of any `Optimizer`. Raises ConfigError where the package is missing."""
+        super().__init__(name, parameters, options, scales, **how)
         try:
             from prodigyopt import Prodigy
         except ModuleNotFoundError:
@@ -109,14 +107,6 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"prodigy": RateFreeOptimizer}
 """Kinds of optimizer that are not steps of `reverie.optim` in another direction."""
 
 
-def make_optimizer(
-    name: str,
-    parameters: Iterable[nn.Parameter],
-    options: OptimizerOptions,
-    scales: Mapping[str, float],
-    *,
-    rows: Mapping[nn.Parameter, Sequence[int]] | None = None,
-    half: bool = False,
-) -> Optimizer:
-    """The optimizer of a group, of the kind that the options name. Raises ConfigError where its package is missing."""
-    return OPTIMIZERS.get(options.kind, Optimizer)(name, parameters, options, scales, rows=rows, half=half)
+def optimizer_class(kind: str) -> type[Optimizer]:
+    """Which one trains a group whose options are of this kind."""
+    return OPTIMIZERS.get(kind, Optimizer)

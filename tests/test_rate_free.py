@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reverie.errors import ConfigError, StoredDataError
 from reverie.learned_rates import MetaOptions
 from reverie.optim import Optimizer, OptimizerOptions
-from reverie.rate_free import RateFreeOptimizer, make_optimizer
+from reverie.rate_free import RateFreeOptimizer, optimizer_class
 from tests.core import close, make_agent, make_batch
 
 PLAIN = OptimizerOptions(kind="prodigy", rate=7.0, warmup=0, agc=0.0, eps=1e-8)
@@ -32,7 +32,7 @@ def loss(net: nn.Module, update: int) -> Tensor:
 class Trained:
     def __init__(self, options: OptimizerOptions = PLAIN):
         self.net = network()
-        self.optimizer = make_optimizer("net", self.net.parameters(), options, {"fit": 1.0})
+        self.optimizer = optimizer_class(options.kind)("net", self.net.parameters(), options, {"fit": 1.0})
         assert isinstance(self.optimizer, RateFreeOptimizer)
 
     def step(self, update: int, when: Tensor | None = None) -> dict[str, Tensor]:
