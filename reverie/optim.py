@@ -185,9 +185,9 @@ class Optimizer:
 
     @torch.no_grad()
     def _descend(self, loss: Tensor, when: Tensor | None, fresh: bool) -> Metrics:
-        if fresh and self.factor is not None:
+        if self.factor is not None and fresh:
             self.reading = self._read(loss, when)
-        elif when is not None:
+        elif self.factor is not None and when is not None:
             self.refused = torch.maximum(self.refused, (~when).to(self.refused))
         step = self._native_step if native.supports(self.weight, kernel="optimizer") else self._step
         rate = self.rate

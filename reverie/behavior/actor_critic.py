@@ -140,6 +140,11 @@ class ActorCritic(nn.Module):
         return self.actor(inputs)
 
     @property
+    def numbers(self) -> Mapping[str, Tensor]:
+        """The learned numbers of the objective, as they are now."""
+        return CONFIGURED if self.objective is None else self.objective.numbers()
+
+    @property
     def learns_from_replay(self) -> bool:
         """Whether replayed steps train the critic too: they say something of the task alone."""
         return self.task is not None and self.options.replay_value_scale > 0
@@ -170,7 +175,7 @@ class ActorCritic(nn.Module):
     def compute_targets(self, rollout: Rollout) -> Targets:
         """Lambda-returns of every stream, and one advantage. Updates the scales."""
         values = self.point_values(rollout)
-        numbers = CONFIGURED if self.objective is None else self.objective.numbers()
+        numbers = self.numbers
         returns = self.returns(rollout, values)
         judged = self.returns(rollout, values, numbers) if numbers else returns
         critic_weight = self.mixer.critic_weight

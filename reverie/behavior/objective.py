@@ -80,7 +80,7 @@ class LearnedObjective(nn.Module):
         self.register_buffer("below_one", torch.tensor(below), persistent=False)
         self.register_buffer("configured", torch.tensor(distances), persistent=False)
         self.register_buffer("decays", torch.tensor(DECAYS)[:, None], persistent=False)
-        self.register_load_state_dict_post_hook(lambda *_: self._honour_new_starts())
+        self.register_load_state_dict_post_hook(lambda module, _: module._honour_new_starts())  # of a copy as well
 
     @torch.no_grad()
     def _honour_new_starts(self) -> None:

@@ -85,6 +85,7 @@ def reward_shares(agent: Agent, recording: Recording) -> dict[str, Float[np.ndar
         own=action.new_ones(1, dtype=torch.bool),
     )
     rewards = path.reward | agent.rewards(path)
-    paid = torch.stack([rewards[name][0] for name in level.streams], -1).abs() * level.mixer.weight / level.mixer.scale
+    weight = level.mixer.weigh(level.numbers) / level.mixer.scale
+    paid = torch.stack([rewards[name][0] for name in level.streams], -1).abs() * weight
     share = (paid / paid.sum(-1, keepdim=True).clamp(min=1e-8)).cpu().numpy()
     return dict(zip(level.streams, np.concatenate([np.zeros_like(share[:1]), share]).T, strict=True))
