@@ -56,7 +56,7 @@ class ActorRateOptions(RateOptions):
     """What the logarithm moves by at most (`adam`, `norm`, `sign`), or in proportion to the cosine (`cosine`) or the
     gradient (`raw`)."""
     offset: float = Field(default=0.0, ge=-1, le=1)
-    """Added to the cosine of gradient and last direction. That of a policy is a thousandth on average, so that an
+    """Added to the cosine of gradient and last direction. That of a policy is a few thousandths on average, so that an
     offset would decide alone."""
     limit: float = Field(default=0.0, ge=0)
     """The group has diverged where its loss stays above this many times its first one; 0: the loss is not watched."""
