@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from reverie.behavior.actor_critic import ActorCritic, ReplayValue, Targets
@@ -60,6 +60,14 @@ def kl_estimate(log_ratio: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     return log_ratio.expm1() - log_ratio
 
 
+def ratio_metrics(log_ratio: Float[Tensor, "n"], counted: Bool[Tensor, "n"], clip: float) -> Metrics:
+    """KL estimate and clip fraction over the edges that count, and how far any ratio is from one."""
+    change = log_ratio.expm1().abs()
+    told = torch.stack([kl_estimate(log_ratio), (change > clip).float()], -1)
+    estimate, clipped = masked_mean(told, counted).unbind()
+    return {"kl_estimate": estimate, "clip_fraction": clipped, "ratio_error": change.max()}
+
+
 def minibatches(
     counts: tuple[int, ...], parts: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor | slice, ...]]:
@@ -75,6 +83,11 @@ def minibatches(
     begins = [0, *accumulate(counts[:-1])]
     for cut in zip(*shuffled, strict=True):
         yield *cut, torch.cat([begin + piece for begin, piece in zip(begins, cut, strict=True)])
+
+
+def rows(values: Shaped[Tensor, "n *columns"], index: Tensor | slice) -> Shaped[Tensor, "m *columns"]:
+    """Those of a minibatch. Indexing would look at every number of a row: on a CPU that takes several times as long."""
+    return values if isinstance(index, slice) else values.index_select(0, index)
 
 
 def improve(
@@ -109,29 +122,23 @@ def improve(
     for _ in range(options.epochs):
         counts = len(weight), 0 if replay is None else replay.weight.numel()
         for index, replayed, both in minibatches(counts, options.minibatches, generator):
-            seen, edges = inputs[both], len(weight[index])
+            seen, weighed, counted = rows(inputs, both), rows(weight, index), rows(own, index)
+            edges = len(weighed)
             if actor.wants(active):
                 before = active
-                experience = (field[index] for field in (action, old_policy, old_logprob, advantage, weight))
-                policy_loss, entropy, kl, log_ratio = policy_losses(level, seen[:edges], *experience)
+                experience = (rows(field, index) for field in (action, old_policy, old_logprob, advantage))
+                policy_loss, entropy, kl, log_ratio = policy_losses(level, seen[:edges], *experience, weighed)
                 active = active & (kl.mean() <= 1.5 * options.target_kl)
                 moved = optimizers["actor"].step({"policy": policy_loss}, when=active, fresh=not actor.rows)
-                changes, mine = log_ratio.expm1().abs(), own[index]
-                measured = {
-                    "policy_loss": policy_loss.detach().mean(),
-                    "entropy": entropy.mean(),
-                    "kl": kl.mean(),
-                    "kl_estimate": masked_mean(kl_estimate(log_ratio), mine),
-                    "clip_fraction": masked_mean((changes > options.clip).float(), mine),
-                    "ratio_error": changes.max(),
-                }
+                means = {"policy_loss": policy_loss.detach().mean(), "entropy": entropy.mean(), "kl": kl.mean()}
+                measured = means | ratio_metrics(log_ratio, counted, options.clip)
                 actor.add({f"{level.name}/{name}": value for name, value in measured.items()} | moved, before)
             stopped.append((allowed & ~active).float())
             if critic.wants(ready):
-                errors = level.value_loss(seen, target[both], slow_value[both])
-                losses = {"value": weight[index] * (targets.critic_weight * errors[:edges]).sum(-1)}
+                errors = level.value_loss(seen, rows(target, both), rows(slow_value, both))
+                losses = {"value": weighed * (targets.critic_weight * errors[:edges]).sum(-1)}
                 if replay is not None:
-                    losses["replay_value"] = replay.weight.flatten()[replayed] * errors[edges:, level.task]
+                    losses["replay_value"] = rows(replay.weight.flatten(), replayed) * errors[edges:, level.task]
                 moved = optimizers["critic"].step(losses, when=ready, fresh=not critic.rows)
                 critic.add({f"{level.name}/value_loss": losses["value"].detach().mean()} | moved, ready)
     return (
@@ -165,8 +172,8 @@ class Means:
     def result(self) -> Metrics:
         if len(self.rows) == 1:
             return dict(self.first)
-        counted = torch.stack(self.counted)
-        return {name: masked_mean(torch.stack([row[name] for row in self.rows]), counted) for name in self.first}
+        table = torch.stack([torch.stack([*row.values()]) for row in self.rows])
+        return dict(zip(self.first, masked_mean(table, torch.stack(self.counted)).unbind(), strict=True))
 
 
 def critic_batch(rollout: Rollout, targets: Targets, replay: ReplayValue | None) -> tuple[Tensor, Tensor, Tensor]:

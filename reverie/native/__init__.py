@@ -51,7 +51,7 @@ def version() -> str:
 def supports(*tensors: Tensor, kernel: str | None = None) -> bool:
     """Whether a kernel, or any, can compute with these: single precision on a CPU, and at least one row of each."""
     return (
-        all(tensor.device.type == "cpu" and tensor.dtype == torch.float32 and tensor.numel() for tensor in tensors)
+        all(tensor.is_cpu and tensor.dtype == torch.float32 and tensor.numel() for tensor in tensors)
         and not torch.compiler.is_compiling()
         and (bool(_enabled) if kernel is None else kernel in _enabled)
         and build.load() is not None

@@ -16,16 +16,16 @@ from torch import Tensor
 
 def pointer(tensor: Tensor) -> int:
     """Where a tensor begins; the caller keeps it alive during the call. Raises ValueError where C cannot read it."""
-    if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
-        kind = f"{'' if tensor.is_contiguous() else 'strided '}{tensor.dtype} on {tensor.device}"
-        raise ValueError(f"native kernels take contiguous float32 on a CPU, not {kind}")
-    return tensor.data_ptr()
+    if tensor.is_cpu and tensor.dtype == torch.float32 and tensor.is_contiguous():
+        return tensor.data_ptr()
+    kind = f"{'' if tensor.is_contiguous() else 'strided '}{tensor.dtype} on {tensor.device}"
+    raise ValueError(f"native kernels take contiguous float32 on a CPU, not {kind}")
 
 
 def require(**shapes: tuple[Tensor, tuple[int, ...]]) -> None:
     """The kernels trust every shape: raises ValueError for a tensor of another one."""
     for name, (tensor, expected) in shapes.items():
-        if tuple(tensor.shape) != expected:
+        if tensor.shape != expected:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected {expected}")
 
 
@@ -180,11 +180,13 @@ def layers_of(
     after: Sequence[Tensor] = (),
 ) -> ctypes.Array[Layer]:
     """Weight [O, I], bias [O] and scale [O] of each layer, with the places for what comes before and after its norm."""
-    structures = (Layer * len(layers))()
+    structures, inputs = [], layers[0][0].shape[1] if layers else 0
     for i, (weight, bias, scale) in enumerate(layers):
-        outputs, inputs = weight.shape
-        widths = {"weight": (weight, (outputs, layers[i - 1][0].shape[0] if i else inputs)), "bias": (bias, (outputs,))}
-        require(**widths, **({} if scale is None else {"scale": (scale, (outputs,))}))
+        outputs = weight.shape[0]
+        require(weight=(weight, (outputs, inputs)), bias=(bias, (outputs,)))
+        if scale is not None:
+            require(scale=(scale, (outputs,)))
         places = weight, bias, scale, *(own[i] if i < len(own) else None for own in (before, after))
-        structures[i] = Layer(*(None if place is None else pointer(place) for place in places), inputs, outputs)
-    return structures
+        structures.append(Layer(*[None if place is None else pointer(place) for place in places], inputs, outputs))
+        inputs = outputs
+    return (Layer * len(layers))(*structures)

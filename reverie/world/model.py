@@ -274,7 +274,8 @@ class MultimodalWorldModel(nn.Module):
     def metrics(self, losses: Losses) -> Metrics:
         """The mean of every loss of `loss`, without weights, and the weights, under the names that users know."""
         weights = {} if self.weights is None else self.weights()
-        means = {name: loss.detach().mean() / weights.get(name, 1.0) for name, loss in losses.items()}
+        means = {name: loss.detach().mean() for name, loss in losses.items()}
+        means |= {name: means[name] / weight for name, weight in weights.items()}
         reconstruction = [mean for name, mean in means.items() if name.startswith("recon_")]
         named = {"recon_loss": torch.stack(reconstruction).sum(), "kl_loss": means["dynamics"]}
         named |= {name.replace("recon", "weight"): weight for name, weight in weights.items()}
