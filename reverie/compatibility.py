@@ -1,13 +1,15 @@
-"""Whether what a checkpoint holds fits an agent: spaces in words, sections and shapes by name."""
+"""Whether what a checkpoint holds fits an agent: spaces in words, sections and shapes by name, and what has changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
 
-from reverie.errors import StoredDataError
+from reverie.errors import ConfigError, MisfitError
 from reverie.types import ActionSpec, ObservationSpec
 
 
@@ -20,9 +22,9 @@ def describe(observation: Mapping[str, ObservationSpec], action: ActionSpec) -> 
 
 
 def check_sections(state: Mapping[str, Any], expected: Iterable[str]) -> None:
-    """Raises StoredDataError naming the sections that a checkpoint lacks."""
+    """Raises MisfitError naming the sections that a checkpoint lacks."""
     if missing := sorted(set(expected) - state.keys()):
-        raise StoredDataError(f"the checkpoint lacks {', '.join(missing)}; use another one")
+        raise MisfitError(f"the checkpoint lacks {', '.join(missing)}; use another one")
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -31,7 +33,7 @@ def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def compare(what: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
-    """Raises StoredDataError naming the first entry that differs, and how to leave out what is observed since then."""
+    """Raises MisfitError naming the first entry that differs, and how to leave out what is observed since then."""
     differing = sorted(name for name in saved.keys() | mine.keys() if saved.get(name) != mine.get(name))
     if differing:
         name = differing[0]
@@ -40,7 +42,31 @@ def compare(what: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Non
             advice += f", or leave it out with 'env.kinds={{\"{name}\": null}}'"
         if what == "tensor" and name.startswith("world.weights.") and name not in saved:
             advice += ", or set world.reconstruction_floor=0"
-        raise StoredDataError(
+        raise MisfitError(
             f"the checkpoint does not fit: {what} {name} is {saved.get(name, 'missing')} in it and "
             f"{mine.get(name, 'missing')} here; {advice}"
         )
+
+
+@contextmanager
+def explained(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[None]:
+    """Turns a MisfitError into a ConfigError that names the options which differ; without any it stays what it is.
+
+    ``before`` and ``now`` are the configuration that was stored and that of what goes on.
+    """
+    try:
+        yield
+    except MisfitError as error:
+        if not (changes := list(changed(before, now))):
+            raise
+        raise ConfigError(f"{error}; changed: {', '.join(changes)}") from error
+
+
+def changed(before: Any, now: Any, path: str = "") -> Iterator[str]:
+    """Which options of the agent, its environment and its replay differ, with the old values."""
+    if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
+        if before != now:
+            yield f"{path} (was {json.dumps(before, ensure_ascii=False)})"
+        return
+    for key in now if path else now.keys() - {"run", "logger"}:
+        yield from changed(before.get(key), now[key], f"{path}.{key}" if path else key)

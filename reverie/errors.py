@@ -24,6 +24,10 @@ class StoredDataError(ReverieError):
     exit_code = 3
 
 
+class MisfitError(StoredDataError):
+    """Stored data of another kind or shape than what is to go on from them."""
+
+
 class EnvironmentFailure(ReverieError):
     """An environment that failed more often than its restart budget allows."""
 

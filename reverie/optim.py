@@ -21,7 +21,7 @@ from reverie import native
 from reverie.clipping import FLOOR, agc_ratio, layer_sizes
 from reverie.compatibility import shapes
 from reverie.directions import KINDS, Averaging, Kind, Moments
-from reverie.errors import StoredDataError
+from reverie.errors import MisfitError
 from reverie.native import optimizer as kernel
 from reverie.types import Metrics, Options, cpu_copy
 
@@ -297,12 +297,12 @@ class Optimizer:
         }
 
     def check(self, state: Mapping[str, Any]) -> None:
-        """Raises StoredDataError where a state is incomplete, of another kind or of other parameters."""
+        """Raises MisfitError where a state is incomplete, of another kind or of other parameters."""
         tensors = dict(zip(("step", "square"), self.moments, strict=True))
         tensors |= {"count": self.count, "loss_scale": self.loss_scale}
         saved = {name: tuple(state[name].shape) if name in state else None for name in tensors}
         if state.get("kind") != self.options.kind or saved != shapes(tensors):
-            raise StoredDataError(
+            raise MisfitError(
                 f"optimizer '{self.name}' is {self.options.kind} over {self.weight.numel()} numbers, in the checkpoint "
                 f"it is {state.get('kind')} over {saved['step']}; resume with the configuration it was trained with"
             )

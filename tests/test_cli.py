@@ -143,7 +143,7 @@ def test_the_configuration_is_printed_as_a_file_that_can_be_used(folder):
     [
         (2, "replay.lenght = 4: unknown key; did you mean replay.length?", ["train", "replay.lenght=4"]),
         (3, "lost.pt: no such checkpoint", ["evaluate", "--checkpoint", "lost.pt"]),
-        (3, "float32[6] here", ["train", "--checkpoint", "checkpoints/latest.pt", "--env", "Acrobot-v1"]),
+        (2, "float32[6] here", ["train", "--checkpoint", "checkpoints/latest.pt", "--env", "Acrobot-v1"]),
         (6, "Not a directory", ["train", "--config", "tiny.json", "run.directory=tiny.json"]),
         (8, "device cuda:63 is not available", ["train", "--config", "tiny.json", "--device", "cuda:63"]),
     ],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from reverie.compatibility import compare, describe
-from reverie.errors import StoredDataError
+from reverie.compatibility import compare, describe, explained
+from reverie.errors import ConfigError, MisfitError, StoredDataError
 from reverie.types import ActionPart, ObservationSpec
 
 ACTION = (ActionPart("steer", 2, discrete=False),)
@@ -43,3 +43,17 @@ def test_what_is_observed_since_then_can_be_left_out():
     for saved, mine in (({"grid": "a"}, {"grid": "b"}), ({"grid": "a", "mission": "b"}, {"grid": "a"})):
         with pytest.raises(StoredDataError, match="it was trained with$"):
             compare("observation", saved, mine)
+
+
+def test_a_misfit_is_the_fault_of_what_was_changed():
+    stored = {"world": {"size": "tiny", "deter": None}, "run": {"steps": 5}}
+    now = {"world": {"size": "1m", "deter": None}, "run": {"steps": 7}}
+    with (
+        pytest.raises(ConfigError, match=r'^it does not fit; changed: world.size \(was "tiny"\)$'),
+        explained(stored, now),
+    ):
+        raise MisfitError("it does not fit")
+    with pytest.raises(StoredDataError, match="^it is corrupt$"), explained(stored, now):
+        raise StoredDataError("it is corrupt")
+    with pytest.raises(MisfitError, match="^it does not fit$"), explained(stored, stored | {"run": {"steps": 7}}):
+        raise MisfitError("it does not fit")

@@ -28,7 +28,7 @@ from reverie.env.registry import ENVIRONMENTS, EnvOptions, find, make, suite_of
 from reverie.env.slot import Slot, say
 from reverie.env.worker import Inline, Place, Worker
 from reverie.env.wrappers import Environment
-from reverie.errors import ConfigError, StoredDataError
+from reverie.errors import ConfigError, MisfitError
 from reverie.types import ActionSpec, ObservationSpec, Step, action_width
 
 logger = logging.getLogger(__name__)
@@ -108,10 +108,10 @@ class VectorEnv:
         """Goes back into the open episodes by repeating their actions.
 
         An episode that cannot be continued ends as truncated, with one warning for all of them. Raises
-        `StoredDataError` if the state is of another number of environments.
+        `MisfitError` if the state is of another number of environments.
         """
         if len(state["slots"]) != self.size:
-            raise StoredDataError(
+            raise MisfitError(
                 f"the saved run has {len(state['slots'])} environments, this one {self.size}; set env.envs to match"
             )
         self.seed = state["seed"]

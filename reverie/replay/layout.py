@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reverie.errors import StoredDataError
+from reverie.errors import MisfitError, StoredDataError
 from reverie.replay.chunks import Columns
 
 OPTIONS = {
@@ -29,17 +29,17 @@ def write(directory: Path, layout: dict[str, Any]) -> None:
 
 
 def check(directory: Path, layout: dict[str, Any], state: dict) -> None:
-    """Raises StoredDataError where a stored state, or the directory, has another layout than this run."""
+    """Raises MisfitError where a stored state has another layout, StoredDataError where the folder has."""
     stored = state["layout"]
     for name, (option, extra) in OPTIONS.items():
         if stored.get(name) != layout[name]:
             before, now = (f"{one.get(name, extra) - extra}" for one in (stored, layout))
-            raise StoredDataError(
+            raise MisfitError(
                 f"{directory}: the replay was stored with {option} = {before}, this run has {now};"
                 " resume with the original configuration"
             )
     if stored != layout:
-        raise StoredDataError(
+        raise MisfitError(
             f"{directory}: the replay was stored with other observations, actions or latents than this run's;"
             " resume with the original environment and configuration"
         )

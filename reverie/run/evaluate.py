@@ -20,6 +20,7 @@ from torch import Tensor
 from reverie import config as configuration
 from reverie.agent import Agent
 from reverie.behavior.hierarchy import GOAL_THRESHOLD
+from reverie.compatibility import explained
 from reverie.config import Config
 from reverie.env import EnvOptions, make_vector, spaces_of, with_mode
 from reverie.run import checkpoint
@@ -202,10 +203,12 @@ def restore_agent(
     config, state = checkpoint.load_run(path)
     values: dict[str, Any] = {} if env is None else {"env.name": env, "env.mode": "auto"}
     values |= {} if plugins is None else {"env.plugins": plugins}
-    tree = configuration.adopt(config.model_dump(mode="json"), str(path), overrides, values, trust)
+    stored = config.model_dump(mode="json")
+    tree = configuration.adopt(stored, str(path), overrides, values, trust)
     config = configuration.build(tree)
     set_up(config.run.threads, config.run.kernels)
     options = config.agent, config.world, config.behavior, config.hierarchy
     agent = Agent(*options, spaces_of(config.env), chosen, intrinsic=config.intrinsic)
-    agent.restore_model(state)
+    with explained(stored, config.model_dump(mode="json")):
+        agent.restore_model(state)
     return agent, config

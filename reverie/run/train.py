@@ -18,6 +18,7 @@ from torch import Tensor
 from reverie import compilation
 from reverie import config as configuration
 from reverie.agent import Agent
+from reverie.compatibility import explained
 from reverie.config import Config
 from reverie.env import make_vector, repeats, spaces_of, with_mode
 from reverie.env.worker import summary
@@ -124,13 +125,14 @@ class DreamerV3Trainer:
         folder = real.parent.parent
         own = real.name == "latest.pt" and (folder / "replay").is_dir()
         config, state = checkpoint.load_run(path, *([real.with_name("previous.pt")] if own else []))
-        tree = configuration.adopt(config.model_dump(mode="json"), str(path), overrides, values, trust)
-        config = configuration.build(tree)
-        if own:
-            keep_identity(config, state["config"]["run"], real)
-            return cls(config, folder, state)
-        spaces_of(config.env)  # before the folder is: a wrong name leaves nothing behind
-        return cls(config, *branch(config, path, state))
+        stored = config.model_dump(mode="json")
+        config = configuration.build(configuration.adopt(stored, str(path), overrides, values, trust))
+        with explained(stored, config.model_dump(mode="json")):
+            if own:
+                keep_identity(config, state["config"]["run"], real)
+                return cls(config, folder, state)
+            spaces_of(config.env)  # before the folder is: a wrong name leaves nothing behind
+            return cls(config, *branch(config, path, state))
 
     # --- the loop ---
 

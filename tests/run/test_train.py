@@ -21,9 +21,10 @@ from reverie.agent import Agent
 from reverie.behavior.intrinsic import INTRINSIC
 from reverie.config import Config
 from reverie.env import ENVIRONMENTS
-from reverie.errors import ReverieError, StoredDataError
+from reverie.errors import ConfigError, ReverieError, StoredDataError
 from reverie.run import checkpoint, train
 from reverie.run.checkpoint import DivergenceError
+from reverie.run.evaluate import restore_agent
 from reverie.run.folder import FolderInUse, claim, lock
 from reverie.run.train import DreamerV3Trainer
 from reverie.types import Batch, Carry, Step
@@ -257,10 +258,15 @@ def test_a_corrupt_latest_checkpoint_gives_way_to_the_one_before_it(tmp_path, ca
     assert final_state(tmp_path)["global_step"] == 200
 
 
-def test_a_checkpoint_of_another_environment_is_refused_in_one_line(tmp_path):
+def test_what_was_changed_so_that_a_checkpoint_does_not_fit_is_named(tmp_path):
     DreamerV3Trainer(make_config(tmp_path, run={"steps": 8})).train()
-    with pytest.raises(StoredDataError, match=r"observation vector is float32\[4\] in it and float32\[6\] here"):
-        DreamerV3Trainer.resume(tmp_path / "newest" / "latest.pt", values={"env.name": "Acrobot-v1"})
+    latest = tmp_path / "newest" / "latest.pt"
+    with pytest.raises(
+        ConfigError, match=r'float32\[4\] in it and float32\[6\] here; .* env.name \(was "CartPole-v1"\)$'
+    ):
+        DreamerV3Trainer.resume(latest, values={"env.name": "Acrobot-v1"})
+    with pytest.raises(ConfigError, match=r"does not fit: .*; changed: world.hidden \(was"):
+        restore_agent(latest, "cpu", overrides=["world.hidden=24"])
 
 
 def test_a_run_folder_is_not_overwritten(tmp_path):
