@@ -1,7 +1,7 @@
 # The first target that needs it makes .venv; later calls rebuild it only when the dependencies changed.
 
 PYTHON ?= python3
-EXTRAS := dev,atari,box2d,crafter,dmc,highway,minigrid,prodigy,tensorboard,video,wandb
+EXTRAS := dev,atari,box2d,crafter,dmc,highway,minigrid,prodigy,tensorboard,tokenizers,video,wandb
 READY := .venv/.ready
 
 # A virtual environment knows its own path: one that was moved, copied or lost its Python is made anew.

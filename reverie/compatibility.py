@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from reverie.errors import ConfigError, MisfitError
+from reverie.trees import show
 from reverie.types import ActionSpec, ObservationSpec
 
 
@@ -66,7 +66,7 @@ def changed(before: Any, now: Any, path: str = "") -> Iterator[str]:
     """Which options of the agent, its environment and its replay differ, with the old values."""
     if not (isinstance(before, Mapping) and isinstance(now, Mapping)):
         if before != now:
-            yield f"{path} (was {json.dumps(before, ensure_ascii=False)})"
+            yield f"{path} (was {show(before)})"
         return
     for key in now if path else now.keys() - {"run", "logger"}:
         yield from changed(before.get(key), now[key], f"{path}.{key}" if path else key)

@@ -20,9 +20,9 @@ probability) and H *edges* (action, log-probability, reward); no other length ex
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,8 @@ class ObservationSpec:
     """Samples per second (Hz) of a sound; zero where that is unknown, and for all else."""
     optional: bool = False
     """Whether it may be missing. Then it is silent or zeros, and a bool beside it, `presence_key`, is false."""
+    tokenizer: str = field(default="", repr=False)
+    """What turns a text into the classes of its tokens, as the JSON of the package `tokenizers`; empty: it is bytes."""
 
     @property
     def silence(self) -> int | None:
@@ -78,6 +80,7 @@ class ObservationSpec:
         """All of it in words. What is as usual is left out, so that words of before still say the same."""
         words = [f"{self.dtype}{list(self.shape)}" + f" of {self.classes} classes" * bool(self.classes)]
         words += [self.kind] * bool(self.kind) + [f"{self.rate:g} Hz"] * bool(self.rate)
+        words += [f"tokenizer {blake2b(self.tokenizer.encode(), digest_size=4).hexdigest()}"] * bool(self.tokenizer)
         return ", ".join(words + ["optional"] * self.optional)
 
 
@@ -140,11 +143,8 @@ class Latent:
 
     @property
     def features(self) -> Float[Tensor, "*batch F"]:
-        """What all heads see; made at the first use.
-
-        No `functools.cached_property`: until Python 3.12 that takes a lock, at which torch's compiler gives up.
-        """
-        made = vars(self)
+        """What all heads see; made at the first use."""
+        made = vars(self)  # until Python 3.12 `cached_property` takes a lock, at which torch's compiler gives up
         if "features" not in made:
             made["features"] = torch.cat([self.deter, self.stoch.flatten(-2)], -1)
         return made["features"]
@@ -254,7 +254,7 @@ class Batch:
         def changed(item: Any) -> Any:
             return {key: changed(value) for key, value in item.items()} if isinstance(item, dict) else change(item)
 
-        return Batch(**{field.name: changed(getattr(self, field.name)) for field in dataclasses.fields(self)})
+        return Batch(**{name: changed(value) for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ SENSES = {
     "hear": ObservationSpec((64,), "int16", kind="audio", rate=8_000, optional=True),
     "hear/present": ObservationSpec((), "bool", 2),
     "say": ObservationSpec((6,), "uint8", kind="text"),
+    "tell": ObservationSpec((4,), "uint16", 300, kind="text", tokenizer="{}"),
 }
 STEER = (ActionPart("steer", 2, False),)
 CHOICE = (ActionPart("choice", 3, True),)

@@ -64,7 +64,7 @@ MAY_IMPORT = {
     "world": BASE | {"compilation", "nets", "native"},
     "behavior": BASE | {"compilation", "nets", "optim"},
     "imagine": BASE | {"compilation", "nets", "world", "behavior"},
-    "compatibility": {"errors", "types"},
+    "compatibility": {"errors", "trees", "types"},
     "agent": BELOW_AGENT | {"compatibility"},
     "config": BELOW_CONFIG,
     "run": BELOW_RUN,
@@ -77,7 +77,7 @@ MAY_IMPORT = {
 
 HEAVY = {
     *("ale_py", "crafter", "dm_control", "highway_env", "minigrid", "mujoco"),
-    *("av", "matplotlib", "prodigyopt", "ray", "tensorboard", "wandb"),
+    *("av", "matplotlib", "prodigyopt", "ray", "tensorboard", "tokenizers", "wandb"),
 }
 """Slow or optional: imported inside a function, when it is used."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import shlex
 import shutil
@@ -11,14 +12,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 from PIL import Image
 
 from reverie import cli, config, trees
 from reverie.aliases import FLAT, RENAMED
+from reverie.env.text import decode, encode, text_spec
 from reverie.presets import FOLDER, PRESETS
 from reverie.run.grid import axes
 from reverie.run.train import DreamerV3Trainer
+from tests.env.test_tokens import word_tokenizer
 from tests.run.test_train import make_config
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +32,8 @@ READMES = ["README.md", "README.ko.md"]
 LONGEST_README = 160
 OWN_FILES = {"my_task.json", "configs/custom.json"}
 """Configurations that a reader is told to write."""
+OWN_TOKENIZER = "missions.json"
+"""One that a reader is told to train."""
 SWEEPS = {"experiment", "pinpad_sweep"}
 """Presets that stand for many configurations; the tests of the sweep expand them."""
 LADDER = [name for name in PRESETS if name.startswith("ladder/")]
@@ -110,7 +117,9 @@ def test_relative_links_lead_to_files_and_headings(page: str) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_are_known_to_the_program(page: str) -> None:
+def test_commands_are_known_to_the_program(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path(OWN_TOKENIZER).write_text(json.dumps(word_tokenizer()))
     for arguments in commands(read(page)):
         call = cli.parse(arguments)
         if "overrides" in call and not vars(call).get("checkpoint"):
@@ -193,6 +202,17 @@ def test_loop_that_acts_with_a_trained_agent_runs(
     capsys.readouterr()
     exec(compile(loop, "docs/python.md", "exec"), {})
     assert float(capsys.readouterr().out) > 0
+
+
+def test_a_tokenizer_is_trained_as_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    (lesson,) = [block for _, block in FENCE.findall(read("docs/environments.md")) if "from tokenizers" in block]
+    monkeypatch.chdir(tmp_path)
+    Path("missions.txt").write_text("go to the red ball\ngo to the blue key\n" * 20, encoding="utf-8")
+    exec(compile(lesson, "docs/environments.md", "exec"), {})
+    spec = text_spec(spaces.Text(30), 6, config.load(values={"env.text_tokenizer": OWN_TOKENIZER}).env.text_tokenizer)
+    array = encode("go to the red ball", spec, "say", "")
+    assert np.count_nonzero(array) == 5 and decode(array, spec) == "go to the red ball"
 
 
 @pytest.mark.parametrize("page", READMES)

@@ -32,6 +32,7 @@ class GymnasiumEnvironment:
         env: Any,
         kinds: Mapping[str, str | None] = {},
         text_length: int = 64,
+        tokenizer: str = "",
         info_metrics: Mapping[str, Aggregate] = {},
     ):
         self.env = env
@@ -43,7 +44,7 @@ class GymnasiumEnvironment:
             raise ConfigError(
                 f"{type(env).__name__} has no observation_space or action_space; add it, or set obs_dim and action_dim"
             )
-        self._read = ObservationReader(env.observation_space, kinds, text_length)
+        self._read = ObservationReader(env.observation_space, kinds, text_length, tokenizer)
         self.observation = self._read.specs
         self.action, self._write, notes = action_writer(env.action_space)
         self._info = InfoReader(info_metrics)

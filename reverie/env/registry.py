@@ -18,12 +18,13 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import load_env_creator
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator
 
 from reverie.env import plugins
 from reverie.env.gymnasium import GymnasiumEnvironment
 from reverie.env.info import RESERVED, Aggregate
 from reverie.env.text import KIND
+from reverie.env.tokens import read_tokenizer
 from reverie.env.wrappers import Environment, Mute, Repeat, TimeLimit, grayscale, one_hot, resize
 from reverie.errors import ConfigError
 from reverie.types import Options, action_width
@@ -55,7 +56,9 @@ class EnvOptions(Options):
     """What an observation is, by key: `image`, `text`, `audio`, `vector` or a modality of your own, whatever it
     looks like; null leaves it out."""
     text_length: int = Field(default=64, ge=1, le=65_536)
-    """Bytes of a text, as UTF-8; longer ones are cut."""
+    """Bytes of a text, as UTF-8, or its tokens; longer ones are cut."""
+    text_tokenizer: Annotated[str, AfterValidator(read_tokenizer)] | None = None
+    """A `tokenizer.json` of the package `tokenizers` (the extra `tokenizers`), whose content is kept; null: bytes."""
     mute: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(default=[], max_length=1_000)
     """Observations that fall silent, or zeros, and are missing where they may be. Their shapes stay the same."""
     info_metrics: dict[Annotated[str, Field(min_length=1)], Aggregate] = Field(default={}, max_length=100)
@@ -148,7 +151,13 @@ def make(options: EnvOptions) -> Environment:
 def adapt(env: Any, options: EnvOptions) -> Environment:
     """A `gymnasium.Env`, adapted and wrapped as the options ask for. Raises `ConfigError` as `make` does."""
     options = with_protocol(options)
-    adapted = GymnasiumEnvironment(_with_spaces(env, options), options.kinds, options.text_length, options.info_metrics)
+    adapted = GymnasiumEnvironment(
+        _with_spaces(env, options),
+        options.kinds,
+        options.text_length,
+        options.text_tokenizer or "",
+        options.info_metrics,
+    )
     return _check_sizes(_wrap(adapted, options), options)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.env.layout import Layout, find_layout
-from reverie.env.text import is_text, limit_of, text_spec, to_bytes
+from reverie.env.text import encode, is_text, limit_of, text_spec
 from reverie.errors import ConfigError
 from reverie.types import FASTEST, SLOWEST, ObservationSpec, presence_key
 
@@ -46,17 +46,19 @@ class ObservationReader:
 
     A space that is not a Dict or Tuple gets the key ``image`` (`reverie.env.layout` says when), ``text`` or ``vector``.
     ``kinds`` says by key what an observation is, whatever it looks like; None leaves it out. A text has ``text_length``
-    bytes. ``notes`` says what a user must know of the space.
+    bytes, or tokens of the ``tokenizer``. ``notes`` says what a user must know of the space.
 
     Raises `ConfigError` for an unsupported space, where two observations have the same name, and where ``kinds`` speaks
     of one that there is not. Calling it raises `BadTransition` on a missing or extra key, a wrong shape or dtype, or a
     number that is not finite.
     """
 
-    def __init__(self, space: spaces.Space, kinds: Mapping[str, str | None] = {}, text_length: int = 64):
+    def __init__(
+        self, space: spaces.Space, kinds: Mapping[str, str | None] = {}, text_length: int = 64, tokenizer: str = ""
+    ):
         self.specs: dict[str, ObservationSpec] = {}
         self.notes: list[str] = []
-        self._kinds, self._text_length, self._seen = kinds, text_length, set[str]()
+        self._kinds, self._text, self._seen = kinds, (text_length, tokenizer), set[str]()
         self._leaves: list[tuple[str, Callable[[Any], np.ndarray]]] = []
         self._groups: list[tuple[tuple, set, set, bool]] = []
         self._walk(space, ())
@@ -98,9 +100,8 @@ class ObservationReader:
         if kind is None:
             return
         if is_text(space):
-            spec = text_spec(space, self._text_length)
-            limit = limit_of(space, self._text_length)
-            read, kind = _text_reader(key, spec, limit), kind or spec.kind
+            spec = text_spec(space, *self._text)
+            read, kind = _text_reader(key, spec, limit_of(space, *self._text)), kind or spec.kind
         else:
             spec, start = _observation_spec(space)
             read = _array_reader(key, spec, start)
@@ -224,7 +225,7 @@ def _text_reader(key: str, spec: ObservationSpec, limit: str) -> Callable[[Any],
     def read(value: Any) -> np.ndarray:
         if not isinstance(value, str):
             raise BadTransition(f"observation {key!r} is {type(value).__name__}, expected a text")
-        return to_bytes(value, spec.shape[0], key, limit)
+        return encode(value, spec, key, limit)
 
     return read
 

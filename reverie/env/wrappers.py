@@ -194,7 +194,8 @@ def one_hot(inner: Environment, keys: bool | Collection[str]) -> Environment:
 
     Raises `ConfigError` if a named key is not an integer observation.
     """
-    known = [key for key, spec in inner.observation.items() if spec.classes and spec.dtype != "bool"]
+    integers = {key: spec for key, spec in inner.observation.items() if spec.classes and spec.dtype != "bool"}
+    known = [key for key, spec in integers.items() if not spec.tokenizer]
     changed = known if keys is True else list(keys or [])
     for key in changed:
         if key not in known:

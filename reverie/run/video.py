@@ -9,10 +9,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Shaped, UInt, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from reverie.env.text import KIND, to_text
+from reverie.env.text import KIND, decode
 from reverie.run.soundtrack import Track, picture
 from reverie.types import ObservationSpec
 
@@ -94,7 +94,7 @@ def side_by_side(
     """
     films = [truth, dream] + ([] if goal is None else [goal])
     if spec is not None and spec.kind == KIND:
-        return _texts(films, context)
+        return _texts(films, spec, context)
     if spec is not None and spec.silence is not None:
         return _spectrograms([picture(film, spec) for film in films], len(truth), context)
     if truth.ndim == 4 and truth.shape[-1] in (1, 3) and truth.dtype == np.uint8:
@@ -154,9 +154,9 @@ def _panels(
     return np.stack(frames)
 
 
-def _texts(films: list[UInt8[np.ndarray, "T L"]], context: int) -> Frames:
+def _texts(films: list[UInt[np.ndarray, "T L"]], spec: ObservationSpec, context: int) -> Frames:
     """What was said, and what the model took it for, line under line; after the context it had to guess."""
-    written = [[textwrap.wrap(to_text(text), MOST_LETTERS) or [""] for text in film] for film in films]
+    written = [[textwrap.wrap(decode(text, spec), MOST_LETTERS) or [""] for text in film] for film in films]
     lines = max(len(text) for film in written for text in film)
     block = LINE * lines + MARGIN
     size = (LABEL + LETTER * MOST_LETTERS, max(SMALLEST, len(films) * block + MARGIN))

@@ -51,7 +51,7 @@ def test_a_cut_is_pointed_out_once_for_each_observation(caplog):
         for name in ("say", "say", "hear"):
             to_bytes("too long", 3, name)
         to_bytes("fits", 4, "see")
-    assert [record.args[:2] for record in caplog.records] == [("say", 3), ("hear", 3)]
+    assert [record.args[:2] for record in caplog.records] == [("say", "3 bytes"), ("hear", "3 bytes")]
     assert "the limit is the length that was asked for" in caplog.text
 
 

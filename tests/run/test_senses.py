@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
 from reverie.env import ENVIRONMENTS
+from reverie.errors import ConfigError
 from reverie.run.train import DreamerV3Trainer
+from tests.env.test_tokens import word_tokenizer
 from tests.run.test_train import digest, final_state, make_config
 
 
@@ -65,6 +69,32 @@ def test_a_run_with_every_sense_resumes_bit_for_bit_and_is_the_same_in_processes
     for other in ("resumed", "processes"):
         for section in ("model_state", "world_optimizer", "generators"):
             assert digest(states[other][section]) == digest(states["whole"][section]), (other, section)
+
+
+def test_a_run_in_tokens_goes_on_bit_for_bit_without_the_file_of_its_tokenizer(tmp_path):
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    files = {name: tmp_path / f"{name}.json" for name in ("mine", "other")}
+    files["mine"].write_text(json.dumps(word_tokenizer(["go", "left", "[UNK]"])))
+    files["other"].write_text(json.dumps(word_tokenizer(["go", "빨간", "[UNK]"])))
+    states = {}
+    for name, mode, stop in (("whole", "inline", 0), ("resumed", "inline", 70), ("processes", "processes", 0)):
+        env = {"name": "room", "mode": mode, "kinds": dict.fromkeys(["hear", "see"])}
+        env |= {"text_length": 3, "text_tokenizer": str(files["mine"])}
+        sections = {"env": env, "run": {"steps": stop or 100}}
+        DreamerV3Trainer(make_config(tmp_path / name, **sections)).train()
+        if stop:
+            assert final_state(tmp_path / name)["updates"] > 0
+            moved = files["mine"].rename(tmp_path / "elsewhere.json")
+            DreamerV3Trainer.resume(tmp_path / name / "run/checkpoints/latest.pt", ["run.steps=100"]).train()
+            moved.rename(files["mine"])
+        states[name] = final_state(tmp_path / name)
+    assert states["whole"]["spaces"]["observation"]["say"].startswith("uint16[3] of 4 classes, text, tokenizer ")
+    for other in ("resumed", "processes"):
+        for section in ("model_state", "world_optimizer", "generators"):
+            assert digest(states[other][section]) == digest(states["whole"][section]), (other, section)
+    with pytest.raises(ConfigError, match=r"does not fit: observation say .*; changed: env.text_tokenizer") as refusal:
+        DreamerV3Trainer.resume(tmp_path / "whole/run/checkpoints/latest.pt", [f"env.text_tokenizer={files['other']}"])
+    assert len(str(refusal.value)) < 600
 
 
 def test_every_sense_can_be_filmed(tmp_path):

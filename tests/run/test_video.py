@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import wave
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from PIL import Image
 
-from reverie.env.text import to_bytes
+from reverie.env.text import encode, text_spec, to_bytes
 from reverie.run import video
 from reverie.run.soundtrack import Track, empty_track, mono, picture, sound_key, track_of
 from reverie.types import ObservationSpec
+from tests.env.test_tokens import word_tokenizer
 
 TEXT = ObservationSpec((64,), "uint8", kind="text")
 RATE, SAMPLES = 8_000, 800
@@ -154,6 +157,14 @@ def test_texts_are_written_and_the_dream_is_told_from_what_was_seen():
     assert (lower[0, :, labels] == lower[1, :, labels]).all() and (lower[2, :, labels] != lower[1, :, labels]).any()
     assert (frames[3] == video.DREAM).all(-1).any() and not (frames[1] == video.DREAM).all(-1).any()
     assert len({frame.tobytes() for frame in frames}) == 4
+
+
+def test_tokens_are_written_as_the_text_that_they_are():
+    pytest.importorskip("tokenizers", reason="tokenizers is not installed")
+    spec = text_spec(spaces.Text(9), 6, json.dumps(word_tokenizer()))
+    ids = np.stack([encode(text, spec, "say", "") for text in ("", "go to the red ball")])
+    spelled = np.stack([to_bytes(text, 120) for text in ("", "go to the red ball")])
+    assert (video.side_by_side(ids, ids, spec=spec) == video.side_by_side(spelled, spelled, spec=TEXT)).all()
 
 
 def test_the_longest_text_has_room(tmp_path):

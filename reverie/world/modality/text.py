@@ -1,10 +1,11 @@
-"""Text: a transformer reads patches of bytes, and another one writes all of them at once.
+"""Text: a transformer reads patches of symbols, and another one writes all of them at once.
 
-A text is uint8 [*batch, L] of UTF-8, which a zero ends. The writer is told nothing of the right text, not even what
-stood before: so whatever it gets right is in the latent. The end is one more byte that it predicts.
+A text is a line of symbols, which a zero ends: bytes of UTF-8, uint8 [*batch, L], or tokens of a tokenizer, uint16
+[*batch, L]. The writer is told nothing of the right text, not even what stood before: so whatever it gets right is in
+the latent. The end is one more symbol that it predicts.
 
-On a CPU, equal texts are read once, and bytes after the end are not predicted at all. How many there are depends on the
-data, so a compiled function and other devices do it for all, and count the same.
+On a CPU, equal texts are read once, and symbols after the end are not predicted at all. How many there are depends on
+the data, so a compiled function and other devices do it for all, and count the same.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,7 +36,8 @@ class TextOptions(Options):
     """How text is read and written."""
 
     patch: int | None = Field(default=None, ge=1, le=64)
-    """Bytes that make one token of the transformer; null: 4, and 8 where a text may have more than `SHORT`."""
+    """Symbols that make one token of the transformer; null: 4 bytes, 8 where a text may have more than `SHORT`, and
+    one token of a tokenizer."""
     layers: int = Field(default=1, ge=1, le=16)
     """Blocks of each transformer."""
     width: int | None = Field(default=None, ge=1, le=65536)
@@ -50,10 +52,11 @@ class Patches(nn.Module):
     def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
         super().__init__()
         options = config.read(TextOptions)
-        if spec.dtype != "uint8" or len(spec.shape) != 1:
+        if len(spec.shape) != 1 or (spec.dtype != "uint8" and not spec.tokenizer):
             raise ConfigError(f"text is uint8 of one axis, not {spec}; say with env.kinds what it is")
-        self.length = spec.shape[0]
-        self.size = options.patch or (4 if self.length <= SHORT else 8)
+        self.length, self.dtype = spec.shape[0], getattr(torch, spec.dtype)
+        self.symbols = spec.classes or BYTES
+        self.size = options.patch or (1 if spec.tokenizer else 4 if self.length <= SHORT else 8)
         self.count = -(-self.length // self.size)
         self.channels = options.width or sizes.units
         if self.channels % options.heads:
@@ -61,10 +64,10 @@ class Patches(nn.Module):
                               f"width {self.channels}")  # fmt: skip
         self.blocks = nn.ModuleList(Block(self.channels, options.heads) for _ in range(options.layers))
 
-    def cut(self, text: UInt8[Tensor, "N L"]) -> Int[Tensor, "N P p"]:
-        """The bytes in patches; zeros fill the last one, and whatever stands after the end."""
-        filled = F.pad(upto_end(text), (0, self.count * self.size - self.length))
-        return filled.long().unflatten(-1, (self.count, self.size))
+    def cut(self, text: UInt[Tensor, "N L"]) -> Int[Tensor, "N P p"]:
+        """The symbols in patches; zeros fill the last one, and whatever stands after the end."""
+        filled = F.pad(upto_end(text.long()), (0, self.count * self.size - self.length))
+        return filled.unflatten(-1, (self.count, self.size))
 
 
 class TextReader(Patches):
@@ -73,13 +76,13 @@ class TextReader(Patches):
     def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
         super().__init__(spec, sizes, config)
         self.width = config.embed_dim
-        self.bytes = nn.Embedding(self.size * BYTES, self.channels)  # at each place in a patch, a byte has its own
+        self.bytes = nn.Embedding(self.size * self.symbols, self.channels)  # a symbol has one at each place of a patch
         nn.init.normal_(self.bytes.weight, std=self.size**-0.5)
         self.places = nn.Parameter(torch.zeros(1 + self.count, self.channels))
         nn.init.normal_(self.places)
         self.output = nn.Sequential(Norm(self.channels), MLP(self.channels, self.width, 1))
 
-    def forward(self, text: UInt8[Tensor, "*batch L"]) -> Float[Tensor, "*batch X"]:
+    def forward(self, text: UInt[Tensor, "*batch L"]) -> Float[Tensor, "*batch X"]:
         rows = text.flatten(0, -2)
         if depends_on_data(rows):
             rows, place = torch.unique(rows, dim=0, return_inverse=True)
@@ -92,7 +95,7 @@ class TextReader(Patches):
 
     def read(self, patches: Int[Tensor, "N P p"]) -> Float[Tensor, "N X"]:
         said = patches.any(-1)
-        place_in_patch = BYTES * torch.arange(self.size, device=patches.device)
+        place_in_patch = self.symbols * torch.arange(self.size, device=patches.device)
         x = F.pad(self.bytes(patches + place_in_patch).sum(-2), (0, 0, 1, 0))
         x = x + self.places[: x.shape[1]]
         seen = F.pad(said, (1, 0), value=True)[:, None].expand(-1, x.shape[1], -1)
@@ -102,13 +105,13 @@ class TextReader(Patches):
 
 
 class TextWriter(Patches):
-    """All bytes of a text up to its end, from features [*batch, F]."""
+    """All symbols of a text up to its end, from features [*batch, F]."""
 
     def __init__(self, spec: ObservationSpec, sizes: Sizes, config: ModalityConfig):
         super().__init__(spec, sizes, config)
         self.input = MLP(sizes.features, sizes.units, 1, self.count * self.channels)
         self.norm = Norm(self.channels)
-        self.output = Linear(self.channels, self.size * BYTES)
+        self.output = Linear(self.channels, self.size * self.symbols)
 
     def draft(self, features: Float[Tensor, "N F"], patches: int) -> Float[Tensor, "N P W"]:
         """The first patches of what will be written; as none sees a later one, the rest may be left out."""
@@ -118,8 +121,8 @@ class TextWriter(Patches):
             x = block(x, seen)
         return self.norm(x)
 
-    def loss(self, features: Float[Tensor, "*batch F"], value: UInt8[Tensor, "*batch L"]) -> Float[Tensor, "*batch"]:
-        """Cross-entropy summed over the bytes of the text and its end."""
+    def loss(self, features: Float[Tensor, "*batch F"], value: UInt[Tensor, "*batch L"]) -> Float[Tensor, "*batch"]:
+        """Cross-entropy summed over the symbols of the text and its end."""
         target = self.cut(value.flatten(0, -2))
         counted = self.counted(target)
         if depends_on_data(value):
@@ -136,34 +139,34 @@ class TextWriter(Patches):
         return nats.unflatten(0, value.shape[:-1])
 
     def counted(self, target: Int[Tensor, "N P p"]) -> Bool[Tensor, "N P p"]:
-        """Which bytes are to be predicted: those up to the first zero."""
+        """Which symbols are to be predicted: those up to the first zero."""
         counted = F.pad(target.flatten(1)[:, :-1] != 0, (1, 0), value=True)
         return (counted & (torch.arange(counted.shape[1], device=target.device) < self.length)).view(target.shape)
 
-    def constant_loss(self, value: UInt8[Tensor, "*batch L"], there: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
+    def constant_loss(self, value: UInt[Tensor, "*batch L"], there: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
         target = self.cut(value.flatten(0, -2))
         counted = (self.counted(target) & there.view(-1, 1, 1)).flatten(1).float()
-        places = BYTES * torch.arange(counted.shape[1], device=value.device)
-        found = counted.new_zeros(counted.shape[1] * BYTES)
+        places = self.symbols * torch.arange(counted.shape[1], device=value.device)
+        found = counted.new_zeros(counted.shape[1] * self.symbols)
         found.index_add_(0, (target.flatten(1) + places).flatten(), counted.flatten())  # whole numbers: in any order
-        share = found.view(-1, BYTES) / there.sum().clamp(min=1)
+        share = found.view(-1, self.symbols) / there.sum().clamp(min=1)
         return torch.special.entr(share).sum() - torch.special.entr(share.sum(-1)).sum()
 
     def surprise(self, draft: Float[Tensor, "*M W"], target: Int[Tensor, "*M p"]) -> Float[Tensor, "*M p"]:
-        """The cross-entropy of each byte."""
-        logits = self.output(draft).float().view(-1, BYTES)
+        """The cross-entropy of each symbol."""
+        logits = self.output(draft).float().view(-1, self.symbols)
         return F.cross_entropy(logits, target.flatten(), reduction="none").view(target.shape)
 
-    def show(self, features: Float[Tensor, "*batch F"]) -> UInt8[Tensor, "*batch L"]:
-        """The likeliest byte at each place, up to the end."""
+    def show(self, features: Float[Tensor, "*batch F"]) -> UInt[Tensor, "*batch L"]:
+        """The likeliest symbol at each place, up to the end."""
         logits = self.output(self.draft(features.flatten(0, -2), self.count))
-        text = logits.view(-1, self.count * self.size, BYTES).argmax(-1)[:, : self.length].to(torch.uint8)
-        return upto_end(text).unflatten(0, features.shape[:-1])
+        text = logits.view(-1, self.count * self.size, self.symbols).argmax(-1)[:, : self.length]
+        return upto_end(text).to(self.dtype).unflatten(0, features.shape[:-1])
 
 
-def upto_end(text: UInt8[Tensor, "N L"]) -> UInt8[Tensor, "N L"]:
-    """The bytes before the first zero, and zeros from there on."""
-    return text * (text != 0).to(text.dtype).cumprod(-1, dtype=text.dtype)
+def upto_end(text: Int[Tensor, "N L"]) -> Int[Tensor, "N L"]:
+    """The symbols before the first zero, and zeros from there on."""
+    return text * (text != 0).long().cumprod(-1)
 
 
 def depends_on_data(tensor: Tensor) -> bool:
