@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from reverie.behavior.intrinsic.reward import IntrinsicReward
 from reverie.behavior.intrinsic.sight import Seen, Setting
+from reverie.optim import Optimizer, PolicyOptimizerOptions
 from reverie.types import ActionSpec, Batch, Dream, Latent
 from tests.core import CHOICE, flat_dream
 
@@ -68,6 +70,15 @@ def silence(module: nn.Module) -> None:
 
 def nothing() -> torch.Generator:
     return torch.Generator()
+
+
+def teach(part: IntrinsicReward, seen: Seen, updates: int, rate: float = 3e-3) -> None:
+    """Lets a reward learn from the same steps."""
+    optimizer = Optimizer("part", part.parameters(), PolicyOptimizerOptions(rate=rate, clip=100.0), {"part": 1.0})
+    generator = nothing().manual_seed(0)
+    for _ in range(updates):
+        loss, _ = part.loss(seen, generator)
+        optimizer.step({"part": loss})
 
 
 def dream_of(action: Tensor, points: int) -> Dream:

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reverie.behavior.intrinsic.empowerment import Choices, Empowerment, EmpowermentOptions
+from reverie.behavior.intrinsic.empowerment import Empowerment, EmpowermentOptions
 from reverie.behavior.intrinsic.sight import Seen, Setting
 from reverie.config import build
 from reverie.errors import ConfigError
-from reverie.optim import Optimizer, PolicyOptimizerOptions
 from reverie.types import ActionPart, Explained
 from tests import core
 from tests.core import CHOICE, STEER, VECTORS, close, make_agent, make_batch
 from tests.grid import CELLS, MOVE, Grid, capacity, cells, channel, sight
-from tests.intrinsic import always, dream_of, nothing, setting, silence, still
+from tests.intrinsic import always, dream_of, nothing, setting, silence, still, teach
 
 BOTH = (ActionPart("which", 2, True),)
 ON_GRID = Setting(MOVE, features=CELLS, outcome=CELLS, units=64, bins=63)
@@ -93,13 +92,13 @@ def test_actions_are_drawn_one_after_the_other_and_known_in_that_order_alone():
 
 @pytest.mark.parametrize("action", [CHOICE, STEER, (*CHOICE, *STEER)], ids=["choice", "numbers", "both"])
 def test_actions_of_every_kind_become_choices(action):
-    choices, draws = Choices(action), torch.rand(50, 3)
-    noise = choices.drawn.noise
-    taken = choices.drawn.sample(torch.zeros(50, choices.drawn.size), draws[:, :noise]) @ choices.table
+    part, draws = Empowerment(EmpowermentOptions(steps=1), setting(action=action)), torch.rand(50, 3)
+    noise = part.drawn.noise
+    taken = part.drawn.sample(torch.zeros(50, part.drawn.size), draws[:, :noise]) @ part.table
     width = sum(part.size for part in action)
     assert taken.shape == (50, width) and bool((taken.abs() <= 1).all())
     wanted = math.log(3) * (CHOICE[0] in action) + 2 * math.log(8) * (STEER[0] in action)
-    assert choices.most == pytest.approx(wanted)
+    assert part.most == pytest.approx(wanted)
     if STEER[0] in action:
         assert taken[:, -1].unique().numel() > 4 and bool((taken[:, -1] < 0).any())
 
@@ -145,7 +144,7 @@ def test_a_dream_is_paid_for_where_it_leads_and_never_less_than_nothing():
 
 def test_who_has_one_action_has_nothing_to_choose():
     with pytest.raises(ConfigError, match="one action alone"):
-        Choices((ActionPart("only", 1, True),))
+        Empowerment(EmpowermentOptions(), setting(action=(ActionPart("only", 1, True),)))
 
 
 def test_ends_of_episodes_are_worth_nothing_and_teach_nothing_else():
@@ -172,14 +171,6 @@ def on_grid(grid: Grid, expect=sight) -> Seen:
         walk=grid.walk,
         continues=always,
     )
-
-
-def teach(part: Empowerment, seen: Seen, updates: int, rate: float = 3e-3) -> None:
-    optimizer = Optimizer("part", part.parameters(), PolicyOptimizerOptions(rate=rate, clip=100.0), {"part": 1.0})
-    generator = nothing().manual_seed(0)
-    for _ in range(updates):
-        loss, _ = part.loss(seen, generator)
-        optimizer.step({"part": loss})
 
 
 @torch.no_grad()

@@ -1,38 +1,25 @@
 """Variational empowerment (Mohamed & Rezende 2015): states are paid for how much an agent can decide from there.
 
 The empowerment of a state is the most that K actions can tell of what is seen afterwards, the capacity of the channel
-from the ones to the other. For any source w of actions and any planner q that guesses them from the outcome,
-
-    E[log q(a_1..K | s, outcome) - log w(a_1..K | s)]
-
-is at most that (Agakov & Barber 2003); source and planner learn to raise it. A head learns its value in each state, so
-that dreams are paid without walking on from all their states (Karl et al. 2017).
+from the ones to the other; what is learned is a bound on it (`bound`).
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
+from reverie.behavior.intrinsic.bound import Bound, BoundOptions
 from reverie.behavior.intrinsic.pay import PayOptions
-from reverie.behavior.intrinsic.reward import IntrinsicReward
 from reverie.behavior.intrinsic.sight import Seen, Setting
 from reverie.errors import ConfigError
-from reverie.functional import masked_mean
-from reverie.nets.distributions import ActionDistribution, OneHot
-from reverie.nets.layers import MLP
-from reverie.types import ActionSpec, Dream, Latent, Metrics
+from reverie.types import ActionSpec, Latent
 
 
-class EmpowermentOptions(PayOptions):
-    """What the agent is paid for where it can decide a lot, and how that is estimated."""
+class EmpowermentOptions(BoundOptions, PayOptions):
+    """What the agent is paid for where it can decide a lot, and how that is estimated where actions are chosen."""
 
     weight: float = Field(default=0.05, ge=0)
     """Weight of its advantages, which are over the spread of its returns. With 0 the reward is learned
@@ -43,170 +30,38 @@ class EmpowermentOptions(PayOptions):
     """Updates in which it learns, one of `intrinsic.every`, before it pays anything."""
     steps: int = Field(default=3, ge=1, le=100)
     """Actions that are chosen before the outcome is looked at."""
-    starts: int = Field(default=128, ge=1, le=1_000_000)
-    """Replayed states of an update from which actions are tried."""
-    samples: int = Field(default=2, ge=1, le=1000)
-    """Sequences of actions from each."""
-    noise: float = Field(default=0.3, ge=0)
-    """Deviation of the noise on outcomes, whose features have deviation one: what is closer is not told apart."""
-    uniform: bool = False
-    """Whether actions are drawn alike instead of by a source that learns: that is a lower bound, too, and a looser one
-    where walls or obstacles make actions alike."""
-
-
-class Choices:
-    """Actions as choices alone: a number in [-1, 1] is one of `LEVELS`."""
-
-    def __init__(self, action: ActionSpec):
-        tables, counts = [], []
-        for part in action:
-            levels = torch.linspace(-1.0, 1.0, LEVELS)[:, None]
-            tables += [torch.eye(part.size)] if part.discrete else [levels] * part.size
-            counts += [part.size] if part.discrete else [LEVELS] * part.size
-        self.table = torch.block_diag(*tables)
-        self.drawn = ActionDistribution([OneHot(count, EXPLORED) for count in counts])
-        self.guessed = ActionDistribution([OneHot(count, GUESSED) for count in counts])
-        self.most = sum(math.log(count) for count in counts)
-        if not self.most:
-            raise ConfigError(
-                "intrinsic.empowerment: there is one action alone, and so nothing to choose; leave it out"
-            )
 
 
 LEVELS = 8
 """Of a number in an action."""
 
-EXPLORED = 0.01
-"""Share of the uniform distribution in the source, so that no action is forgotten."""
 
-GUESSED = 0.001
-"""The same in the planner, which bounds what one action counts. It takes as much from the bound."""
-
-OVER = 0.5
-"""Where the episode goes on with less probability, it is over: no action has an effect any more."""
-
-
-class Autoregressive(nn.Module):
-    """Logits of K choices one after the other: of each from ``given``, what is known before all, and those before it.
-
-    The first layer is a sum, so that what is given is multiplied once for all K, and once for all sequences from it.
-    """
-
-    order: Tensor
-    earlier: Tensor
-
-    def __init__(self, given: int, steps: int, choices: int, units: int, layers: int):
-        super().__init__()
-        self.network = MLP(steps * (1 + choices) + given, units, layers, choices)
-        self.register_buffer("order", torch.eye(steps), persistent=False)
-        self.register_buffer("earlier", torch.ones(steps, steps).tril(-1), persistent=False)
-
-    def before(self, code: Float[Tensor, "*rows K C"]) -> Float[Tensor, "*rows K J"]:
-        """What each choice adds to what is given: which one it is, and those so far."""
-        past = (self.earlier[:, :, None] * code[..., None, :, :]).flatten(-2)
-        return torch.cat([self.order.expand(*code.shape[:-1], -1), past], -1)
-
-    def forward(
-        self,
-        given: Sequence[Float[Tensor, "*#rows _"]],
-        code: Float[Tensor, "*#rows K C"],
-        asked: slice = slice(None),
-    ) -> Float[Tensor, "*rows asked C"]:
-        """``given`` may come in several parts, each with rows of its own. Of the K choices, those ``asked`` for."""
-        modules: list[Any] = list(self.network)
-        first, *others = modules
-        known = self.before(code)[..., asked, :]
-        weights = first.weight.split([known.shape[-1], *(part.shape[-1] for part in given)], 1)
-        hidden = F.linear(known, weights[0], first.bias)
-        for part, weight in zip(given, weights[1:], strict=True):
-            hidden = hidden + F.linear(part, weight)[..., None, :]
-        for layer in others:
-            hidden = layer(hidden)
-        return hidden.float()
+def choices(action: ActionSpec) -> tuple[Float[Tensor, "C A"], list[int]]:
+    """Actions as choices alone: what each stands for, and among how many; a number in [-1, 1] is one of `LEVELS`."""
+    tables, sizes = [], []
+    for part in action:
+        levels = torch.linspace(-1.0, 1.0, LEVELS)[:, None]
+        tables += [torch.eye(part.size)] if part.discrete else [levels] * part.size
+        sizes += [part.size] if part.discrete else [LEVELS] * part.size
+    return torch.block_diag(*tables), sizes
 
 
-class Empowerment(IntrinsicReward):
-    """Source, planner and value. Outcomes are features of observations: the recurrent state remembers any action.
-
-    The reward is the value of the state that an edge leads to, as a share of the most that there could be.
-    """
+class Empowerment(Bound):
+    """That of K actions, chosen without looking in between."""
 
     table: Tensor
-    pays_by_outcome = False
+    name = "empowerment"
 
     def __init__(self, options: EmpowermentOptions, setting: Setting):
-        super().__init__()
-        choices, units = Choices(setting.action), setting.units
-        self.options, self.drawn, self.guessed = options, choices.drawn, choices.guessed
-        self.most, shape = options.steps * choices.most, (options.steps, choices.drawn.size, units)
-        self.source = None if options.uniform else Autoregressive(setting.features, *shape, layers=1)
-        self.planner = Autoregressive(setting.features + setting.outcome, *shape, layers=2)
-        self.value = MLP(setting.features, units, 1, 1)
-        self.register_buffer("table", choices.table, persistent=False)
+        table, sizes = choices(setting.action)
+        super().__init__(options, setting, options.steps, sizes)
+        if not self.most:
+            raise ConfigError(
+                "intrinsic.empowerment: there is one action alone, and so nothing to choose; leave it out"
+            )
+        self.register_buffer("table", table, persistent=False)
 
-    def propose(
-        self, features: Float[Tensor, "*#rows F"], uniform: Float[Tensor, "*rows K Z"]
-    ) -> Float[Tensor, "*rows K C"]:
-        """Actions drawn from the source, as choices."""
-        code = features.new_zeros(*uniform.shape[:-1], self.drawn.size)
-        for step in (slice(k, k + 1) for k in range(code.shape[-2])):
-            logits = code[..., step, :] if self.source is None else self.source([features], code, step)
-            code[..., step, :] = self.drawn.sample(logits, uniform[..., step, :])
-        return code
-
-    def source_logprob(
-        self, features: Float[Tensor, "*#rows F"], code: Float[Tensor, "*#rows K C"]
-    ) -> Float[Tensor, "*rows"]:
-        """Of actions, before they are taken."""
-        logits = torch.zeros_like(code) if self.source is None else self.source([features], code)
-        return self.drawn.logprob(logits, code).sum(-1)
-
-    def planner_logprob(
-        self, features: Float[Tensor, "*#rows F"], outcome: Float[Tensor, "*#rows V"], code: Float[Tensor, "*#rows K C"]
-    ) -> Float[Tensor, "*rows"]:
-        """Of actions, from what came of them."""
-        return self.guessed.logprob(self.planner([features, outcome], code), code).sum(-1)
-
-    @torch.no_grad()
-    def attempt(
-        self, start: Latent, seen: Seen, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "n samples K C"], Float[Tensor, "n samples V"]]:
-        """Actions from each state [n], and what is seen after them; an episode that ends stays where it ended."""
-        options, device, count = self.options, start.deter.device, len(start.deter)
-        shape, many = (count, options.samples, options.steps), options.samples * count
-        code = self.propose(
-            start.features[:, None], torch.rand(*shape, self.drawn.noise, generator=generator, device=device)
-        )
-        uniform = torch.rand(options.steps, many, start.stoch.shape[-2], generator=generator, device=device)
-        begun = Latent(*(field.repeat_interleave(options.samples, 0) for field in start.fields))
-        reached = seen.walk(begun, code.flatten(0, 1) @ self.table, uniform).features[:, 1:]
-        over = seen.continues(reached) < OVER
-        over[:, -1].fill_(True)
-        end = over.byte().argmax(1)  # the first
-        outcome = seen.expect(reached[torch.arange(many, device=device), end]).unflatten(0, shape[:2])
-        noise = torch.randn(outcome.shape, generator=generator, device=device)
-        return code, outcome + options.noise * noise
-
-    def loss(self, seen: Seen, generator: torch.Generator) -> tuple[Float[Tensor, ""], Metrics]:
-        """Source and planner raise the bound, the source by REINFORCE over the value, and the value learns it."""
-        alive = seen.alive.flatten()
-        rows = torch.randint(len(alive), (self.options.starts,), generator=generator, device=alive.device)
-        start, alive = Latent(*(field.flatten(0, 1)[rows] for field in seen.latent.fields)), alive[rows]
-        code, outcome = self.attempt(start, seen, generator)
-        features = start.features[:, None]
-        planned, drawn = self.planner_logprob(features, outcome, code), self.source_logprob(features, code)
-        bound, value = (planned - drawn).detach(), self.value(features)
-        gain = -planned - drawn * (bound - value.squeeze(-1).detach())
-        # Where all is over, nothing is to be chosen.
-        missed = (value.squeeze(-1) - torch.where(alive[:, None], bound, 0.0)).square().mean()
-        loss = masked_mean(gain.mean(1), alive) + missed
-        found, guessed = masked_mean(torch.stack([bound, -planned.detach()], -1).mean(1), alive).unbind()
-        return loss, {
-            "empowerment_loss": loss.detach(),
-            "empowerment": found,
-            "empowerment_share": found / self.most,
-            "planner_loss": guessed,
-        }
-
-    def reward(self, dream: Dream, outcome: Float[Tensor, "N points V"]) -> Float[Tensor, "N H"]:
-        return self.value(dream.latent.features[:, 1:]).squeeze(-1).clamp(min=0.0) / self.most
+    def follow(self, start: Latent, code: Float[Tensor, "N K C"], seen: Seen, generator: torch.Generator) -> Latent:
+        noise = code.shape[1], *start.stoch.shape[:-1]
+        uniform = torch.rand(noise, generator=generator, device=code.device)
+        return seen.walk(start, code @ self.table, uniform)
