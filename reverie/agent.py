@@ -9,6 +9,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from reverie.behavior.intrinsic import IntrinsicOptions, build_intrinsic
 from reverie.behavior.motive import Motive
 from reverie.behavior.ppo import improve
 from reverie.compatibility import check_sections, compare, describe, shapes
-from reverie.imagine import imagine
+from reverie.imagine import imagine, pursue
 from reverie.learned_rates import FIXED, LearnedRates, MetaOptions, RateOptions
 from reverie.nets.layers import output_rows
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
@@ -106,7 +107,7 @@ class Agent(nn.Module):
             streams = default_streams(behavior, hierarchy, intrinsic.streams)
             self.behavior = build(behavior, hierarchy, action, streams, **widths)
             sees = {name: widths[name] for name in ("features", "units", "bins")}
-            own = build_intrinsic(intrinsic, action, tokens=self.world.tokens, **sees)
+            own = build_intrinsic(intrinsic, action, self.behavior.decision, tokens=self.world.tokens, **sees)
         self.own_motives = nn.ModuleDict(own)
         self.motives: dict[str, Motive] = {**self.behavior.motives, **own}
         self.to(device)
@@ -202,7 +203,8 @@ class Agent(nn.Module):
             replay = self._replay_value(latent, batch, targets[0], dream)
             replay_loss = {} if replay is None else {"replay_value": levels[0].replay_value_loss(replay)}
             metrics |= self.optimizers["world"].step(losses | replay_loss)
-            explained = Explained(latent.detach(), tokens, self.world.imagine, self.world.continues)
+            walks = self.world.imagine, self.world.continues, partial(pursue, self.world, self.behavior)
+            explained = Explained(latent.detach(), tokens, *walks)
             metrics |= self._learn_motives(explained, batch, dream)
             ready = self.behavior.ready()
             for level, rollout, target in zip(levels, rollouts, targets, strict=True):

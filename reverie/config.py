@@ -135,7 +135,7 @@ class Config(Options):
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
         self._has_no_immense_number()
-        self.intrinsic.refuse_unused()
+        self.intrinsic.refuse_unused(self.hierarchy.enabled)
         replay, starts = self.replay, self.agent.starts
         needed = replay.least_capacity(self.env.envs)
         if replay.capacity < needed:

@@ -122,6 +122,19 @@ def draw(
 
 
 @torch.no_grad()
+def pursue(
+    world: MultimodalWorldModel,
+    behavior: Behavior,
+    start: Latent,
+    code: Float[Tensor, "N G"],
+    uniform: Float[Tensor, "K N noise"],
+) -> Latent:
+    """The points [N, K+1, ...] to which the worker comes from ``start`` while it acts for the goals of these codes."""
+    noise = uniform.split([behavior.worker.distribution.noise, world.sizes.stoch], -1)
+    return roll(world, behavior.worker, start, behavior.decode(code).target, *noise)[0]
+
+
+@torch.no_grad()
 def open_loop(
     world: MultimodalWorldModel,
     obs: Mapping[str, Tensor],

@@ -5,9 +5,8 @@ A *step* is one decision of the agent in one environment. Where actions repeat (
 Shape letters, used in every annotation of the package::
 
     E environments   B sequences   T replay steps   N dreams   H imagined steps   R rollouts   L rollout edges
-    A action width   D deterministic state   S x C stochastic groups x classes   F = D + S*C features
-    K steps per goal   M = H/K goals per dream   G goal code   W goal target   Q reward streams
-    X width of encoded observations   V width of features that intrinsic rewards see
+    A action width   D deterministic state   S x C stochastic groups x classes   F = D + S*C features   X tokens
+    K steps per goal   M = H/K goals per dream   G goal code   W goal target   Q reward streams   V seen features
 
 Batch first, time second, everywhere. A path of H transitions has H+1 *points* (latent, continue
 probability) and H *edges* (action, log-probability, reward); no other length exists::
@@ -180,8 +179,7 @@ class Latent:
 
 def stack(latents: Sequence[Latent]) -> Latent:
     """States [B, ...] of successive steps as [B, T, ...]."""
-    fields = zip(*(latent.fields for latent in latents), strict=True)
-    return Latent(*(torch.stack(field, 1) for field in fields))
+    return Latent(*(torch.stack(field, 1) for field in zip(*(latent.fields for latent in latents), strict=True)))
 
 
 def join(latents: Sequence[Latent]) -> Latent:
@@ -268,6 +266,8 @@ class Explained:
     """States [N, ...], actions [N, H, A] and uniform numbers [H, N, S] give the points [N, H+1, ...] from there on."""
     continues: Callable[[Tensor], Tensor]
     """How likely an episode does, by features [..., F]."""
+    pursue: Callable[[Latent, Tensor, Tensor], Latent]
+    """The same with codes of goals [N, G], for which the worker acts on the way; it takes more numbers, [K, N, Z+S]."""
 
 
 @dataclass(frozen=True)

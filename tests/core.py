@@ -165,7 +165,11 @@ def explained(deter: Tensor) -> Explained:
     none = deter.new_zeros(*deter.shape[:-1], 0, 0)
     latent = Latent(deter, none, none)
     return Explained(
-        latent, torch.zeros(1, 1, 0), lambda *walk: latent, lambda features: torch.ones(features.shape[:-1])
+        latent=latent,
+        tokens=torch.zeros(1, 1, 0),
+        walk=lambda *walk: latent,
+        continues=lambda features: torch.ones(features.shape[:-1]),
+        pursue=lambda *walk: latent,
     )
 
 

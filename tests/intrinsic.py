@@ -47,6 +47,7 @@ def seen_of(phi: Tensor, action: Tensor | None = None, joined: Tensor | None = N
         expect=lambda features: features[..., : phi.shape[-1]],
         walk=still,
         continues=always,
+        pursue=still,
     )
 
 

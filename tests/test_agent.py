@@ -216,6 +216,7 @@ EVERY_NUMBER = ObjectiveOptions(learned=["entropy", "return_lambda", "discount",
 CURIOUS = IntrinsicOptions(
     curiosity=PayOptions(kind="icm"), empowerment=EmpowermentOptions(kind="empowerment"), every=1
 )
+SKILLED = IntrinsicOptions(empowerment=EmpowermentOptions(kind="skills"), every=1)
 
 
 @pytest.mark.parametrize(
@@ -225,6 +226,7 @@ CURIOUS = IntrinsicOptions(
         {"hierarchy": PLANNED},
         {"hierarchy": PLANNED, "meta": LEARNED},
         {"intrinsic": CURIOUS},
+        {"intrinsic": SKILLED, "hierarchy": PLANNED},
         {"intrinsic": CURIOUS, "behavior": PASSES.model_copy(update={"objective": EVERY_NUMBER})},
     ],
 )

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from reverie.behavior.actor_critic import BehaviorOptions
 from reverie.behavior.flat import Flat
 from reverie.behavior.streams import Stream
-from reverie.imagine import imagine, open_loop
+from reverie.imagine import imagine, open_loop, pursue
 from reverie.types import Dream, Latent, Rollout
 from reverie.world.model import MultimodalWorldModel
 from tests.core import (
@@ -18,6 +18,7 @@ from tests.core import (
     flat_dream,
     flat_view,
     make_batch,
+    make_behavior,
     make_level,
     make_world,
     shake,
@@ -114,6 +115,23 @@ def test_a_dream_has_no_gradient_and_depends_on_its_generator_alone(world, behav
         assert not value.requires_grad
     assert torch.equal(dream.latent.features, again.latent.features)
     assert not torch.equal(dream.action, other.action)
+
+
+@pytest.mark.usefixtures("both_ways")
+@pytest.mark.parametrize("managed", [False, True])
+def test_who_pursues_a_goal_walks_as_in_a_dream_in_which_it_was_chosen(world, behavior, start, managed):
+    sizes = world.sizes
+    behavior = make_behavior(features=sizes.features, deter=sizes.deter) if managed else behavior
+    shake(behavior, 0.5)
+    steps = 2
+    dream = imagine(world, behavior, start, steps, seeded())
+    drawn = torch.rand(steps, 18, behavior.worker.distribution.noise + sizes.stoch, generator=seeded())
+    code = dream.goal.code[:, 0]
+    walked = pursue(world, behavior, start, code, drawn)
+    assert all(map(torch.equal, walked.fields, dream.latent.fields)) and not walked.features.requires_grad
+    if managed:
+        other = pursue(world, behavior, start, code.roll(1, 1), drawn)
+        assert not torch.equal(other.deter, walked.deter)
 
 
 # --- the flat view ---

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from reverie.behavior.actor_critic import ActorCritic
-from reverie.behavior.goals import GoalSpace
+from reverie.behavior.goals import Decision, GoalSpace
 from reverie.behavior.motive import Motive
 from reverie.errors import ConfigError
 from reverie.types import Dream, Goal, Latent, Metrics, Rollout
@@ -47,6 +47,15 @@ class Behavior(nn.Module, ABC):
         return False
 
     # --- goals, while acting and in dreams ---
+
+    @property
+    def decision(self) -> Decision | None:
+        """What a manager decides, where there is one."""
+        return None
+
+    @abstractmethod
+    def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
+        """The goal that a code stands for."""
 
     @abstractmethod
     def decisions(self, horizon: int) -> int:

@@ -29,6 +29,9 @@ class Flat(Behavior):
     def ready(self) -> Bool[Tensor, ""]:
         return self.worker.bins.new_ones((), dtype=torch.bool)
 
+    def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
+        return Goal(code, code)
+
     def decisions(self, horizon: int) -> int:
         return 1
 
@@ -36,8 +39,7 @@ class Flat(Behavior):
         return start.deter.new_ones(len(start.deter), dtype=torch.bool), self.initial_goal(start)
 
     def initial_goal(self, latent: Latent) -> Goal:
-        none = latent.deter.new_zeros(*latent.deter.shape[:-1], 0)
-        return Goal(none, none)
+        return self.decode(latent.deter.new_zeros(*latent.deter.shape[:-1], 0))
 
     def decide(self, latent: Latent, uniform: Float[Tensor, "*batch Z"]) -> tuple[Goal, Float[Tensor, "*batch P"]]:
         goal = self.initial_goal(latent)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Set
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +27,18 @@ LAYERS = 2
 
 GROUPS, CLASSES = 8, 8
 """Of the codes that states are compressed to."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a manager decides: the code of a goal, for which its worker then acts."""
+
+    code: OneHot
+    """The distribution of codes, without its parameters."""
+    steps: int
+    """K, for which a goal holds."""
+    noise: int
+    """Z, the uniform numbers that the worker takes for an action."""
 
 
 class GoalSpace(Motive):

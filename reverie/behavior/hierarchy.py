@@ -18,7 +18,7 @@ from torch import Tensor
 from reverie.behavior import views
 from reverie.behavior.actor_critic import ActorCritic
 from reverie.behavior.behavior import Behavior
-from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, GoalSpace, SkillGoals, perplexity
+from reverie.behavior.goals import GOAL_REWARDS, AutoencoderGoals, Decision, GoalSpace, SkillGoals, perplexity
 from reverie.behavior.motive import Motive
 from reverie.behavior.streams import Stream
 from reverie.errors import ConfigError
@@ -133,6 +133,13 @@ class Hierarchy(Behavior):
     def shuffle(self) -> None:
         self.shuffled = True
 
+    @property
+    def decision(self) -> Decision:
+        return Decision(self.goals.distribution, self.options.period, self.worker.distribution.noise)
+
+    def decode(self, code: Float[Tensor, "*batch G"]) -> Goal:
+        return self.goals.decode(code)
+
     def decisions(self, horizon: int) -> int:
         return horizon // self.options.period
 
@@ -151,7 +158,7 @@ class Hierarchy(Behavior):
     @torch.no_grad()
     def decide(self, latent: Latent, uniform: Float[Tensor, "*batch Z"]) -> tuple[Goal, Float[Tensor, "*batch P"]]:
         goal_policy = self.manager.policy(latent.features)
-        return self.goals.decode(self.goals.distribution.sample(goal_policy, uniform)), goal_policy
+        return self.decode(self.goals.distribution.sample(goal_policy, uniform)), goal_policy
 
     def goal_logprob(
         self, goal_policy: Float[Tensor, "*batch P"], code: Float[Tensor, "*batch G"]

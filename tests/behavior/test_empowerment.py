@@ -170,6 +170,7 @@ def on_grid(grid: Grid, expect=sight) -> Seen:
         expect=expect,
         walk=grid.walk,
         continues=always,
+        pursue=still,
     )
 
 
@@ -240,7 +241,7 @@ def idle_world(noise: float, expect: Callable[[Tensor], Tensor] | None = None) -
     for seed in range(100):
         batch = make_batch(world, MOVE, rows=4, seed=seed)
         latent = world.observe(batch, torch.rand(4, 6, 4, generator=generator))[0].detach()
-        seen = Explained(latent, world.encode(batch.obs).detach(), world.imagine, world.continues)
+        seen = Explained(latent, world.encode(batch.obs).detach(), world.imagine, world.continues, still)
         metrics = motive.learn(agent.optimizers["intrinsic"], seen, batch, dream_of(torch.zeros(1, 1, 5), 2), generator)
         found.append(metrics["intrinsic/empowerment"])
     value = motive.sources["empowerment"].value(latent.features).mean().detach()

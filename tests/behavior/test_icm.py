@@ -34,7 +34,7 @@ def test_the_loss_is_four_fifths_inverse_and_one_fifth_forward():
     silence(sight), silence(icm)
     list(icm.forward_model)[-1].bias.data.copy_(torch.tensor([1.0, 2.0]))
     batch = replayed(torch.eye(3)[None, :2])
-    explained = Explained(states(1, 2), torch.randn(1, 2, 4), still, always)
+    explained = Explained(states(1, 2), torch.randn(1, 2, 4), still, always, still)
     loss, seen, metrics = sight.loss(explained, batch, 0.8, nothing())
     close(metrics["inverse_loss"], math.log(3))
     more, found = icm.loss(seen, nothing())
@@ -93,7 +93,7 @@ def test_the_first_step_of_an_episode_is_no_consequence_of_the_last_action():
     tokens, first = torch.randn(2, 4, 4), torch.zeros(2, 4, dtype=torch.bool)
     first[:, 2] = True
     batch = replayed(torch.eye(3)[torch.arange(8) % 3].view(2, 4, 3), first)
-    explained, losses = Explained(states(2, 4), tokens, still, always), []
+    explained, losses = Explained(states(2, 4), tokens, still, always, still), []
     for seam in (batch.action[:, 1], batch.action[:, 1].roll(1, -1)):
         action = batch.action.clone()
         action[:, 1] = seam  # chosen where the episode ended, and ignored
@@ -112,7 +112,7 @@ def test_features_are_of_the_observation_alone_and_learn_to_tell_the_action():
     tokens = torch.randn(1, 3, 4)
     phis = []
     for seed in (0, 1):
-        explained = Explained(states(1, 3, seed=seed), tokens, still, always)
+        explained = Explained(states(1, 3, seed=seed), tokens, still, always, still)
         loss, seen, metrics = sight.loss(explained, batch, 1.0, nothing())
         phis.append(seen.phi)
         (gradient,) = torch.autograd.grad(loss, next(sight.encoder.parameters()))

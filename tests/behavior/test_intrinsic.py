@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,11 +12,13 @@ import torch
 
 import reverie.behavior.intrinsic
 from reverie.agent import Agent
-from reverie.behavior.intrinsic import INTRINSIC, IntrinsicOptions, IntrinsicReward
+from reverie.behavior.hierarchy import HierarchyOptions
+from reverie.behavior.intrinsic import INTRINSIC, OF_MANAGERS, IntrinsicOptions, IntrinsicReward
 from reverie.config import Config, build
 from reverie.errors import ConfigError
+from reverie.imagine import imagine, pursue
 from reverie.learned_rates import MetaOptions
-from reverie.types import ActionPart, ActionSpec
+from reverie.types import ActionPart, ActionSpec, Explained
 from tests.core import (
     CHOICE,
     CONSTANT,
@@ -32,17 +35,25 @@ from tests.core import (
 )
 
 KINDS = sorted(INTRINSIC)
+MANAGED: dict[str, Any] = {"hierarchy": {"enabled": True}, "agent": {"horizon": 16}}
 MANY = (ActionPart("first", 2, True), ActionPart("second", 3, True))
 
 
 def choose(kind: str, **pay: Any) -> IntrinsicOptions:
     """One intrinsic reward, which pays from its second update on unless ``pay`` says otherwise."""
-    return build({"intrinsic": {"every": 1, "curiosity": {"kind": kind, "warmup": 1, **pay}}}).intrinsic
+    tree = {"every": 1, "curiosity": {"kind": kind, "warmup": 1, **pay}}
+    return build(MANAGED | {"intrinsic": tree} if kind in OF_MANAGERS else {"intrinsic": tree}).intrinsic
 
 
 def make(kind: str, action: ActionSpec = CHOICE, *, every: int = 1, pay: dict[str, Any] | None = None, **changes: Any):
     options = choose(kind, **pay or {}).model_copy(update={"every": every})
+    changes = {"hierarchy": needed(kind)} | changes
     return make_agent(VECTORS, action, intrinsic=options, behavior=PASSES, optimizer=CONSTANT, **changes)
+
+
+def needed(kind: str) -> HierarchyOptions:
+    """One level alone, but for what is about a manager."""
+    return PLANNED if kind in OF_MANAGERS else FLAT
 
 
 def learn(agent: Agent, updates: int, action: ActionSpec = CHOICE) -> list[dict[str, torch.Tensor]]:
@@ -56,7 +67,7 @@ def test_every_reward_is_finite_for_every_kind_of_action_and_begins_after_its_fi
     metrics = learn(agent, 3, action)
     assert all(value.ndim == 0 and bool(value.isfinite()) for row in metrics for value in row.values())
     assert not any(value for row in metrics for name, value in row.items() if name.endswith("/skipped"))
-    paid = [row["policy/dream_reward_curiosity"] for row in metrics]
+    paid = [row[f"{agent.behavior.levels[0].name}/dream_reward_curiosity"] for row in metrics]
     assert paid[0] == 0 and paid[1] > 0 and paid[2] > 0
     assert agent.own_motives["intrinsic"].updates == 3
 
@@ -73,16 +84,12 @@ def test_rewards_learn_by_an_optimizer_of_their_own_which_moves_nothing_else(kin
     agent = make(kind)
     learn(agent, 1)
     before, batch = values(agent), make_batch(agent.world)
-    for name, optimizer in agent.optimizers.items():
-        if name != "intrinsic":
-            optimizer.step = lambda losses, when=None: {}  # type: ignore[method-assign]
     agent.world.loss(batch, torch.rand(3, 6, 4))
-    walk, continues = agent.world.imagine, agent.world.continues
-    explained = reverie.types.Explained(*agent.world.loss(batch, torch.rand(3, 6, 4))[:2], walk, continues)
-    dream = reverie.imagine.imagine(
-        agent.world, agent.behavior, agent.starts(explained.latent), 4, agent.generators["learn"]
-    )
-    metrics = agent._learn_motives(replace(explained, latent=explained.latent.detach()), batch, dream)
+    walks = agent.world.imagine, agent.world.continues, partial(pursue, agent.world, agent.behavior)
+    explained = Explained(*agent.world.loss(batch, torch.rand(3, 6, 4))[:2], *walks)
+    dream = imagine(agent.world, agent.behavior, agent.starts(explained.latent), 4, agent.generators["learn"])
+    learned = replace(explained, latent=explained.latent.detach()), batch, dream, agent.generators["intrinsic"]
+    metrics = agent.own_motives["intrinsic"].learn(agent.optimizers["intrinsic"], *learned)
     moved = {name for name, value in agent.state_dict().items() if not torch.equal(value, before[name])}
     trained = {f"own_motives.intrinsic.{name}" for name, _ in agent.own_motives["intrinsic"].named_parameters()}
     assert moved - {"own_motives.intrinsic.updates"} <= trained
@@ -92,7 +99,8 @@ def test_rewards_learn_by_an_optimizer_of_their_own_which_moves_nothing_else(kin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_beside_a_reward_that_hardly_counts_random_numbers_are_the_same(kind):
-    agent, alone = make(kind, pay={"weight": 0.0}), make_agent(behavior=PASSES, optimizer=CONSTANT)
+    agent = make(kind, pay={"weight": 0.0})
+    alone = make_agent(behavior=PASSES, optimizer=CONSTANT, hierarchy=needed(kind))
     learn(agent, 2), learn(alone, 2)
     for name, generator in alone.generators.items():
         assert torch.equal(generator.get_state(), agent.generators[name].get_state())
@@ -134,7 +142,8 @@ def test_metrics_have_the_same_names_at_every_update_also_where_it_learns_at_eve
     learned = [name for name in metrics[0] if name.startswith("intrinsic/") and name.endswith("_loss")]
     for name in learned:
         assert metrics[0][name] == metrics[1][name] == metrics[2][name] != metrics[3][name]
-    assert [bool(row["policy/dream_reward_curiosity"] > 0) for row in metrics] == 4 * [False] + 3 * [True]
+    paid = f"{agent.behavior.levels[0].name}/dream_reward_curiosity"
+    assert [bool(row[paid] > 0) for row in metrics] == 4 * [False] + 3 * [True]
     assert f"intrinsic/{kind}_loss" in learned
 
 
@@ -169,6 +178,21 @@ def test_their_rate_can_be_learned_and_a_twin_acts_meanwhile(kind):
     assert metrics[-1]["intrinsic/lr"] != metrics[0]["intrinsic/lr"]
     chosen, _ = agent.twin().act(step_of(agent), agent.initial(3))
     assert chosen.shape == (3, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_asks_for_it_while_acting(kind):
+    agent = make(kind)
+    twin = agent.twin()
+    with torch.no_grad():
+        for parameter in twin.own_motives.parameters():
+            parameter.fill_(math.nan)
+    chosen = [
+        who.act(step_of(agent), agent.initial(3), torch.Generator().manual_seed(5), deterministic)[0]
+        for deterministic in (False, True)
+        for who in (agent, twin)
+    ]
+    assert (chosen[0] == chosen[1]).all() and (chosen[2] == chosen[3]).all()
 
 
 @pytest.mark.parametrize("hierarchy", [FLAT, PLANNED])
@@ -223,6 +247,11 @@ def test_options_reach_the_stream():
         ),
         ({"disagreement": {"members": 3}}, r"disagreement\.members = 3: is not used while nothing is paid by disag"),
         ({"empowerment": {"steps": 2}}, r"empowerment\.steps = 2: is not used while nothing is paid by empowerment"),
+        ({"skills": {"starts": 9}}, r"intrinsic\.skills\.starts = 9: is not used while nothing is paid by skills"),
+        (
+            {"empowerment": {"kind": "skills"}},
+            r"intrinsic\.empowerment\.kind = skills: there is no manager whose goals.*; set hierarchy\.enabled=true",
+        ),
         (
             {"curiosity": {"kind": "empowerment"}, "empowerment": {"weight": 0.2}},
             r"empowerment\.weight = 0\.2: is not used while intrinsic\.empowerment\.kind = none",
@@ -250,6 +279,14 @@ def test_a_choice_without_sense_is_one_line(tree, message):
 )
 def test_what_is_read_may_be_chosen_whichever_stream_it_is_paid_by(tree):
     assert build({"intrinsic": tree}).intrinsic.pay
+
+
+def test_who_chooses_among_goals_reads_no_number_of_actions():
+    pay = {"kind": "skills", "weight": 0.2, "warmup": 5}
+    chosen = build(MANAGED | {"intrinsic": {"empowerment": pay, "skills": {"samples": 3}}}).intrinsic
+    assert chosen.pay["empowerment"].weight == 0.2 and chosen.skills.samples == 3
+    with pytest.raises(ConfigError, match=r"empowerment\.steps = 2: is not used while nothing is paid by empowerment"):
+        build(MANAGED | {"intrinsic": {"empowerment": {**pay, "steps": 2}}})
 
 
 @pytest.mark.parametrize(("kind", "scale"), [("icm", 0.3), ("rnd", 1.0), ("empowerment", 1.0)])

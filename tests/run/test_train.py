@@ -18,7 +18,7 @@ import torch
 from reverie import config as configuration
 from reverie import native
 from reverie.agent import Agent
-from reverie.behavior.intrinsic import INTRINSIC
+from reverie.behavior.intrinsic import INTRINSIC, OF_MANAGERS
 from reverie.config import Config
 from reverie.env import ENVIRONMENTS
 from reverie.errors import ConfigError, ReverieError, StoredDataError
@@ -120,7 +120,10 @@ ELSEWHERE = {"seconds", "directory", "config", "replay", "metrics"}
         {"behavior": {"epochs": 1, "minibatches": 1}},
         {"behavior": {"epochs": 2, "minibatches": 2}},
         MANAGED | {"meta": {"enabled": True, "warmup": 2}},
-        *[{"intrinsic": {"curiosity": {"kind": kind, "warmup": 2}}} for kind in INTRINSIC],
+        *[
+            {"intrinsic": {"curiosity": {"kind": kind, "warmup": 2}}} | (MANAGED if kind in OF_MANAGERS else {})
+            for kind in INTRINSIC
+        ],
     ],
     ids=["published", "ppo", "hierarchy_with_learned_rates", *INTRINSIC],
 )

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from reverie.behavior.goals import Decision
+from reverie.behavior.intrinsic.bound import BoundOptions
 from reverie.behavior.intrinsic.disagreement import Disagreement, DisagreementOptions
 from reverie.behavior.intrinsic.empowerment import Empowerment, EmpowermentOptions
 from reverie.behavior.intrinsic.icm import Icm, IcmOptions
@@ -21,6 +23,7 @@ from reverie.behavior.intrinsic.pay import NONE, PayOptions
 from reverie.behavior.intrinsic.reward import IntrinsicReward
 from reverie.behavior.intrinsic.rnd import Rnd
 from reverie.behavior.intrinsic.sight import Setting, Sight
+from reverie.behavior.intrinsic.skills import Skills
 from reverie.behavior.motive import Motive
 from reverie.behavior.streams import Stream
 from reverie.errors import ConfigError
@@ -45,7 +48,7 @@ class IntrinsicOptions(Options):
     curiosity: PayOptions = PayOptions()
     """What is new: `icm`, `rnd`, `disagreement`, or another one of `INTRINSIC`."""
     empowerment: EmpowermentOptions = EmpowermentOptions()
-    """Where the agent can decide a lot: `empowerment`."""
+    """Where the agent can decide a lot: `empowerment`, by its actions, or `skills`, by its manager's goals."""
     optimizer: IntrinsicOptimizerOptions = IntrinsicOptimizerOptions()
     """How they are trained, all together."""
     every: int = Field(default=2, ge=1, le=1000)
@@ -58,6 +61,8 @@ class IntrinsicOptions(Options):
     """The intrinsic curiosity module."""
     disagreement: DisagreementOptions = DisagreementOptions()
     """Several models of what comes next."""
+    skills: BoundOptions = BoundOptions()
+    """Empowerment where a manager's goals are what is chosen."""
 
     @property
     def pay(self) -> dict[str, PayOptions]:
@@ -81,11 +86,13 @@ class IntrinsicOptions(Options):
                 raise ConfigError(f"intrinsic.{name}.kind = {pay.kind!r} is unknown; choose among {known}")
         return self
 
-    def refuse_unused(self) -> None:
-        """Raises ConfigError where something was chosen for a reward that is not there.
+    def refuse_unused(self, managed: bool) -> None:
+        """Raises ConfigError where something was chosen for a reward, or for a manager, that is not there.
 
         A section that has the name of a kind is that kind's, but for what its stream is paid for.
         """
+        if not managed:
+            self.refuse_without_manager()
         chosen, payment = {pay.kind for pay in self._all.values()}, PayOptions.model_fields.keys()
         for name, pay in self._all.items():
             if pay.kind == NONE:
@@ -95,6 +102,16 @@ class IntrinsicOptions(Options):
             if kind in INTRINSIC and kind not in chosen and isinstance(section, Options):
                 own = type(section).model_fields.keys() - (payment if isinstance(section, PayOptions) else set())
                 _refuse_changes(section, own, f"intrinsic.{kind}", f"nothing is paid by {kind}; choose that as a kind")
+
+    def refuse_without_manager(self) -> None:
+        """Raises ConfigError where a reward is chosen that says nothing without a manager."""
+        for name, pay in self.pay.items():
+            if pay.kind in OF_MANAGERS:
+                others = ", ".join(kind for kind in INTRINSIC if kind not in OF_MANAGERS)
+                raise ConfigError(
+                    f"intrinsic.{name}.kind = {pay.kind}: there is no manager whose goals could be chosen; set "
+                    f"hierarchy.enabled=true, or choose another one of {others}"
+                )
 
     @model_validator(mode="after")
     def _pays_each_kind_once(self) -> IntrinsicOptions:
@@ -153,18 +170,32 @@ INTRINSIC: dict[str, Callable[[IntrinsicOptions, Setting], IntrinsicReward]] = {
     "icm": lambda options, setting: Icm(options.icm, setting),
     "rnd": lambda options, setting: Rnd(setting),
     "empowerment": lambda options, setting: Empowerment(options.empowerment, setting),
+    "skills": lambda options, setting: Skills(options.skills, setting),
     "disagreement": lambda options, setting: Disagreement(options.disagreement, setting),
 }
 """Every intrinsic reward, by the name that `PayOptions.kind` chooses it by."""
 
+OF_MANAGERS = {"skills"}
+"""Those of `INTRINSIC` that are about a manager's goals."""
+
 
 def build_intrinsic(
-    options: IntrinsicOptions, action: ActionSpec, *, tokens: int, features: int, units: int, bins: int
+    options: IntrinsicOptions,
+    action: ActionSpec,
+    decision: Decision | None = None,
+    *,
+    tokens: int,
+    features: int,
+    units: int,
+    bins: int,
 ) -> dict[str, Motive]:
     """The motive that options ask for, by its name; nothing where they ask for none.
 
+    ``decision`` is what a manager decides, where there is one. Raises ConfigError for what needs one and has none.
     ``tokens`` is the width of encoded observations, ``features`` that of states, ``units`` that of the world model's
     hidden layers, and ``bins`` the number of its two-hot bins.
     """
-    setting = Setting(action, features, options.features, options.units or units, bins)
+    if decision is None:
+        options.refuse_without_manager()
+    setting = Setting(action, features, options.features, options.units or units, bins, decision)
     return {"intrinsic": Intrinsic(options, tokens, setting)} if options.pay else {}

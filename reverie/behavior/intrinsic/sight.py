@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reverie.behavior.goals import Decision
 from reverie.functional import masked_mean
 from reverie.nets.layers import MLP
 from reverie.types import ActionSpec, Batch, Explained, Latent, Metrics, action_width
@@ -32,6 +33,8 @@ class Setting:
     """Width of hidden layers."""
     bins: int
     """Of two-hot heads."""
+    decision: Decision | None = None
+    """What a manager decides, where there is one."""
 
     @property
     def width(self) -> int:
@@ -58,6 +61,7 @@ class Seen:
     """States [..., F] as features [..., V]."""
     walk: Callable[[Latent, Tensor, Tensor], Latent]
     continues: Callable[[Tensor], Tensor]
+    pursue: Callable[[Latent, Tensor, Tensor], Latent]
     """As in `Explained`."""
 
     def pair_mean(self, errors: Float[Tensor, "B pairs"]) -> Float[Tensor, ""]:
@@ -103,6 +107,7 @@ class Sight(nn.Module):
             expect=self.expect,
             walk=explained.walk,
             continues=explained.continues,
+            pursue=explained.pursue,
         )
         loss, metrics = inverse_scale * inverse, {"inverse_loss": inverse.detach()}
         if any(part.discrete for part in self.setting.action):
