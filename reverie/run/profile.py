@@ -24,6 +24,7 @@ from reverie.agent import Agent
 from reverie.behavior.actor_critic import ActorCritic
 from reverie.behavior.flat import Flat
 from reverie.behavior.hierarchy import Hierarchy
+from reverie.behavior.intrinsic import Intrinsic
 from reverie.config import Config
 from reverie.env import VectorEnv
 from reverie.learned_rates import LearnedRates
@@ -52,6 +53,18 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "logging": [(Logger, "write"), (Logger, "episode")],
 }
 """Every part and the functions that it consists of. Time inside a nested part counts there alone."""
+
+
+def motives(agent: Agent) -> Iterator[tuple[str, list[tuple[Any, str]]]]:
+    """The same of every motive, by its name, and of every intrinsic reward, by its kind.
+
+    What all intrinsic rewards see by is left to the motive that has them.
+    """
+    for name, motive in agent.motives.items():
+        yield name, [(motive, "rewards"), (motive, "loss")]
+        if isinstance(motive, Intrinsic):
+            for stream, pay in motive.options.pay.items():
+                yield pay.kind, [(motive.sources[stream], "reward"), (motive.sources[stream], "loss")]
 
 
 class Stopwatch:
@@ -146,8 +159,9 @@ def profile(config: Config, updates: int, warmup: int = 5) -> Profile:
             while trainer.updates < warmup:
                 trainer.advance()
             watch, before, steps = Stopwatch(trainer.agent.device), trainer.updates, trainer.step
+            parts = [*PARTS.items(), *motives(trainer.agent)]
             with ExitStack() as wrapped:
-                for name, functions in PARTS.items():
+                for name, functions in parts:
                     for owner, attribute in functions:
                         timed = watch.around(name, getattr(owner, attribute))
                         wrapped.enter_context(mock.patch.object(owner, attribute, timed))
@@ -158,8 +172,8 @@ def profile(config: Config, updates: int, warmup: int = 5) -> Profile:
             trainer.close()
     done = trainer.updates - before
     return Profile(
-        {name: 1000 * watch.seconds[name] / done for name in [*PARTS, "rest"]},
-        {name: watch.calls[name] / done for name in PARTS},
+        {name: 1000 * watch.seconds[name] / done for name in [*dict(parts), "rest"]},
+        {name: watch.calls[name] / done for name in dict(parts)},
         done,
         trainer.step - steps,
     )

@@ -42,12 +42,18 @@ def test_time_inside_a_nested_part_counts_there_alone(monkeypatch):
 @pytest.mark.parametrize("hierarchy", [False, True])
 def test_the_command_explains_a_training_step(hierarchy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    act, more = Agent.act, [f"hierarchy.enabled={json.dumps(hierarchy)}", "hierarchy.period=2"]
+    act, kind = Agent.act, "skills" if hierarchy else "empowerment"
+    more = [f"hierarchy.enabled={json.dumps(hierarchy)}", "hierarchy.period=2", f"intrinsic.empowerment.kind={kind}"]
+    more += ["intrinsic.curiosity.kind=icm", "intrinsic.every=1"]
+    motives = {"intrinsic", "icm", kind, *(["goals"] if hierarchy else [])}
     assert main(["profile", "--env", "CartPole-v1", "--updates", "4", "--output", "profile.json", *TINY, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert {line[:18].strip() for line in lines} >= {*PARTS, "rest", "together"}
+    assert {line[:18].strip() for line in lines} >= {*PARTS, *motives, "rest", "together"}
     result = json.loads((tmp_path / "profile.json").read_text())
-    assert result["updates"] >= 4 and all(result["milliseconds"][part] > 0 for part in PARTS if part != "logging")
+    assert result["milliseconds"].keys() == {*PARTS, *motives, "rest"}
+    assert result["updates"] >= 4
+    assert all(time > 0 for part, time in result["milliseconds"].items() if part != "logging")
+    assert all(result["calls"][motive] == 2 for motive in motives)  # rewards of a dream, and a loss
     assert result["calls"]["world model"] == result["calls"]["imagination"] == 1
     assert result["calls"]["views"] == (2 if hierarchy else 1) and result["calls"]["motives"] == 2
     assert result["calls"]["policy and critic"] == (7 if hierarchy else 4)  # slow critic and entropy of each level, too
