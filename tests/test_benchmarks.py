@@ -424,6 +424,23 @@ def test_the_senses_are_learned_by_the_world_model_alone(monkeypatch: pytest.Mon
     assert agent.world.weights.floor == 10.0 and agent.world.weights()["recon_body"] > 1.0
 
 
+def test_each_modality_is_measured_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    modalities = importlib.import_module("modalities")
+    for name in ("ROWS", "LENGTH"):
+        monkeypatch.setattr(modalities, name, 2)
+    monkeypatch.setattr(modalities, "ARMS", {name: modalities.ARMS[name] for name in ("500 tokens", "text")})
+    turns, learn = [], modalities.Agent.learn
+    monkeypatch.setattr(
+        modalities.Agent, "learn", lambda agent, batch: turns.append(batch.obs["text"]) or learn(agent, batch)
+    )
+    measured = modalities.measure("tiny", rounds=2)
+    assert [text.dtype for text in turns] == 3 * [torch.uint16, torch.uint8]
+    assert all(bool((text.long() > 0).all()) for text in turns) and turns[0].long().max() > 255
+    assert [len(row) for row in measured.values()] == [2, 2]
+    assert all(row["milliseconds"] > 0 and row["parameters"] > 100_000 for row in measured.values())
+
+
 # --- learned rates ---
 
 

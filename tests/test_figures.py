@@ -236,6 +236,14 @@ def test_the_reference_took_as_long_as_was_measured() -> None:
         agree(shown.groups(), [measured[name]["milliseconds"] for name in ("reference", "reverie")])
 
 
+def test_modalities_cost_as_much_as_was_measured() -> None:
+    (rows,) = tables("docs/speed.md")["Modalities"]
+    measured = stored("modalities.json")["sizes"]
+    for (_, *cells), name in zip(rows, measured["tiny"], strict=True):
+        for cell, size in zip(cells, ("tiny", "1m"), strict=True):
+            agree([milliseconds(cell)[0]], [measured[size][name]["milliseconds"]])
+
+
 def test_shares_of_the_limit_follow_from_what_was_measured() -> None:
     workloads = speeds("EPYC (Zen 5)")
     (rows,) = tables("docs/speed.md")["How far the limit is"]
