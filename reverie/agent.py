@@ -30,6 +30,7 @@ from reverie.imagine import imagine, pursue
 from reverie.learned_rates import FIXED, LearnedRates, MetaOptions, RateOptions
 from reverie.nets.layers import output_rows
 from reverie.optim import Optimizer, OptimizerOptions, PolicyOptimizerOptions
+from reverie.options import Options
 from reverie.rate_free import optimizer_class
 from reverie.types import (
     ActionSpec,
@@ -40,7 +41,6 @@ from reverie.types import (
     Latent,
     Metrics,
     ObservationSpec,
-    Options,
     Step,
     action_width,
     cpu_copy,

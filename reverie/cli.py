@@ -20,6 +20,7 @@ from reverie import config as configuration
 from reverie import trees
 from reverie.errors import ConfigError, ReverieError
 from reverie.flags import Parser, add_code_flags, add_config_flags, add_sweep_flags, at_least, seed, values
+from reverie.options import refuse_in_vain
 from reverie.presets import PRESETS
 from reverie.run.grid import axes, single
 
@@ -156,6 +157,13 @@ def _tree(options: argparse.Namespace) -> dict[str, Any]:
     return configuration.adopt(tree, ", ".join(sources), options.overrides, values(options), options.trust)
 
 
+def _single(options: argparse.Namespace, tree: dict[str, Any]) -> configuration.Config:
+    """The configuration of one run. Raises ConfigError also where nothing reads what the flags set."""
+    config = single(tree)
+    refuse_in_vain(config, configuration.change({}, options.overrides, values(options)))
+    return config
+
+
 def _train(options: argparse.Namespace) -> int:
     from reverie.run.logger import console
     from reverie.run.train import DreamerV3Trainer
@@ -165,7 +173,7 @@ def _train(options: argparse.Namespace) -> int:
         tree = _tree(options)
         if options.parallel or axes(tree):
             return _train_all(options, tree)
-        config = configuration.build(tree)
+        config = _single(options, tree)
         console(config.logger.level)
         return DreamerV3Trainer(config).train()
     if options.config or options.multimodal or options.parallel:
@@ -245,7 +253,7 @@ def _profile(options: argparse.Namespace) -> int:
 
     if options.output and options.output.suffix == ".png":
         raise ConfigError(f"--output {options.output} is where the chart goes; name a JSON file")
-    result = profile(single(_tree(options)), options.updates)
+    result = profile(_single(options, _tree(options)), options.updates)
     print("\n".join(result.lines()))
     if options.output:
         result.write(options.output)
@@ -260,7 +268,7 @@ def _config(options: argparse.Namespace) -> int:
         print(configuration.reference(), end="")
     else:
         options.trust = True  # nothing runs here
-        print(configuration.dump(single(_tree(options))), end="")
+        print(configuration.dump(_single(options, _tree(options))), end="")
     return 0
 
 

@@ -10,9 +10,8 @@ import copy
 import difflib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn
 
@@ -26,17 +25,14 @@ from reverie.behavior.intrinsic import IntrinsicOptions
 from reverie.env import EnvOptions
 from reverie.errors import ConfigError
 from reverie.learned_rates import MetaOptions
+from reverie.options import Options, keys, refuse_immense, refuse_in_vain
 from reverie.presets import locate
 from reverie.rate_free import OPTIMIZERS
 from reverie.replay import ReplayOptions
 from reverie.strict_json import parse, plain, read_file
 from reverie.trees import children, find, join, put, show
 from reverie.trust import refuse_code
-from reverie.types import Options
 from reverie.world.options import WorldOptions
-
-LARGEST_NUMBER, LARGEST_COUNT = 1e9, 10**15
-"""What no option needs to exceed: numbers are squared in single precision, and steps are added up."""
 
 LONGEST_NAME = 100
 """Bytes of a run's name; the trial of a sweep adds some."""
@@ -103,6 +99,8 @@ class RunOptions(Options):
 class LoggerOptions(Options):
     """Where metrics are shown, beside the run's own files."""
 
+    switches = {"wandb": {"wandb_project"}}
+
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """How much the console says; DEBUG shows every metric."""
     tensorboard: bool = True
@@ -134,8 +132,8 @@ class Config(Options):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        self._has_no_immense_number()
-        self.intrinsic.refuse_unused(self.hierarchy.enabled)
+        refuse_immense(self)
+        refuse_in_vain(self)
         replay, starts = self.replay, self.agent.starts
         needed = replay.least_capacity(self.env.envs)
         if replay.capacity < needed:
@@ -158,16 +156,11 @@ class Config(Options):
                               f"agent.actor_optimizer.kind = {kind} has none; choose adam or laprop")  # fmt: skip
         if self.hierarchy.enabled:
             self._levels_fit_together(steps)
+        else:
+            self.intrinsic.refuse_without_manager()
         if self.run.target_return is not None and not self.run.evaluate_every:
             raise ConfigError("run.target_return needs evaluations; set run.evaluate_every above 0")
         return self
-
-    def _has_no_immense_number(self) -> None:
-        for key in keys(type(self)):
-            value = reduce(getattr, key.split("."), self)
-            limit = LARGEST_NUMBER if isinstance(value, float) else LARGEST_COUNT
-            if isinstance(value, float | int) and abs(value) > limit:
-                raise ConfigError(f"{key} = {value}: should be at most {limit:g}")
 
     def _levels_fit_together(self, steps: int) -> None:
         hierarchy, horizon = self.hierarchy, self.agent.horizon
@@ -189,7 +182,20 @@ def load(
     Short names are understood everywhere. Raises ConfigError, also where the file names code to run: that counts only
     in overrides and values, or where its source is to be trusted.
     """
-    return build(adopt({} if source is None else read(source), str(source), overrides, values, trust))
+    return settle({} if source is None else read(source), str(source), overrides, values, trust)
+
+
+def settle(
+    tree: Mapping[str, Any],
+    source: str,
+    overrides: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> Config:
+    """The Config of what `adopt` returns. Raises ConfigError also where nothing reads what overrides and values set."""
+    config = build(adopt(tree, source, overrides, values, trust))
+    refuse_in_vain(config, change({}, overrides, values))
+    return config
 
 
 def adopt(
@@ -320,11 +326,3 @@ def _suggestion(path: str, value: Any) -> str:
     names = {alias: key for key in likely for alias in (key, key.rpartition(".")[2])}
     names |= {} if isinstance(value, Mapping) else {short: short for short in FLAT}
     return f"did you mean {names[difflib.get_close_matches(path, names, 1, 0)[0]]}?"
-
-
-def keys(options: type[Options], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all sections and options."""
-    for name, field in options.model_fields.items():
-        yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
-            yield from keys(field.annotation, f"{prefix}{name}.")

@@ -28,7 +28,8 @@ from torch import Tensor
 
 from reverie.compatibility import compare, shapes
 from reverie.optim import Optimizer, may_ask
-from reverie.types import Metrics, Options, cpu_copy
+from reverie.options import OTHERS, Options
+from reverie.types import Metrics, cpu_copy
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class ActorRateOptions(RateOptions):
 
 class MetaOptions(Options):
     """Whether and how learning rates adjust themselves."""
+
+    switches = {"enabled": OTHERS}
 
     enabled: bool = False
     """Learn the learning rates: they start as the optimizers have them, warm-up included, and replace their decay."""

@@ -23,13 +23,16 @@ from reverie.compatibility import shapes
 from reverie.directions import KINDS, Averaging, Kind, Moments
 from reverie.errors import MisfitError
 from reverie.native import optimizer as kernel
-from reverie.types import Metrics, Options, cpu_copy
+from reverie.options import Options
+from reverie.types import Metrics, cpu_copy
 
 log = logging.getLogger(__name__)
 
 
 class OptimizerOptions(Options):
     """How one group of parameters is trained."""
+
+    switches = {"decay": {"final"}}
 
     kind: Literal["laprop", "adam", "prodigy"] = "laprop"
     """LaProp normalises the gradient before it averages; Adam averages first. `prodigy` is Adam with a rate that it

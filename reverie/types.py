@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 Losses = dict[str, Float[Tensor, "B T"]]
@@ -44,12 +43,6 @@ SLOWEST, FASTEST = 1e-3, 1e9
 def cpu_copy(tensor: Tensor) -> Tensor:
     """A copy for a checkpoint, on the CPU: who loads it may have no other device."""
     return tensor.detach().to("cpu", copy=True)
-
-
-class Options(BaseModel):
-    """What a user may choose about one component: frozen, typed, ranged; unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from reverie.types import Latent
 
 ROOT = Path(__file__).parents[1]
 
-BASE = {"errors", "types", "functional"}
+BASE = {"errors", "options", "types", "functional"}
 BELOW_AGENT = BASE | {
     "compilation",
     "nets",
@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "aliases": set(),
     "functional": {"types"},
     "trees": {"errors"},
+    "options": {"errors", "trees"},
     "strict_json": {"errors", "trees"},
     "trust": {"errors", "trees"},
     "native": set(),

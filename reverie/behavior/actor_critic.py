@@ -21,7 +21,8 @@ from reverie.functional import adapt, lambda_return, replay_return, two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.distributions import ActionDistribution
 from reverie.nets.layers import MLP
-from reverie.types import Batch, Metrics, Options, Rollout
+from reverie.options import Options
+from reverie.types import Batch, Metrics, Rollout
 
 
 class BehaviorOptions(Options):

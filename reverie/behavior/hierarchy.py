@@ -24,11 +24,14 @@ from reverie.behavior.streams import Stream
 from reverie.errors import ConfigError
 from reverie.functional import masked_mean
 from reverie.optim import PolicyOptimizerOptions
-from reverie.types import Dream, Goal, Latent, Metrics, Options, Rollout
+from reverie.options import OTHERS, Options
+from reverie.types import Dream, Goal, Latent, Metrics, Rollout
 
 
 class HierarchyOptions(Options):
     """The manager, its goals, and what the worker is paid for. What both levels share is in `behavior`."""
+
+    switches = {"enabled": OTHERS, "goals": {"num_options"}}
 
     enabled: bool = False
     """Without it one level acts alone."""

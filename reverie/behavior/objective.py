@@ -17,13 +17,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from reverie.behavior.streams import TASK, Stream
-from reverie.types import Options
+from reverie.options import OTHERS, Options
 
 log = logging.getLogger(__name__)
 
 
 class ObjectiveOptions(Options):
     """Which numbers of a policy's objective are learned, by the gradient through a step of the policy."""
+
+    switches = {"learned": OTHERS}
 
     learned: list[Literal["entropy", "return_lambda", "discount", "weights"]] = Field(default=[], max_length=4)
     """`entropy` is the weight of the entropy, `discount` the task's, `weights` are those of all streams but the task's.

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor
 
-from reverie.types import Options
+from reverie.options import OTHERS, Options
 
 TASK = "extrinsic"
 """The stream of the environment's own reward."""
@@ -25,6 +25,8 @@ def _known(kind: str) -> str:
 
 class Schedule(Options):
     """How much of a stream's weight counts as learning goes on."""
+
+    switches = {"kind": OTHERS}
 
     kind: Annotated[str, AfterValidator(_known)] = "constant"
     """`constant`; `linear` down to `final` over `decay` updates; `exponential`, a half of what is left every `decay`

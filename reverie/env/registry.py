@@ -27,7 +27,8 @@ from reverie.env.text import KIND
 from reverie.env.tokens import read_tokenizer
 from reverie.env.wrappers import Environment, Mute, Repeat, TimeLimit, grayscale, one_hot, resize
 from reverie.errors import ConfigError
-from reverie.types import Options, action_width
+from reverie.options import Options
+from reverie.types import action_width
 
 
 class EnvOptions(Options):

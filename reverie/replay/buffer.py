@@ -20,11 +20,12 @@ from jaxtyping import Float, Shaped
 from pydantic import Field
 
 from reverie.errors import ConfigError, StoredDataError
+from reverie.options import Options
 from reverie.replay.chunks import Columns, chunk_paths, row_bytes, unknown
 from reverie.replay.journal import generations
 from reverie.replay.store import ChunkStore
 from reverie.replay.windows import Plan, gather, gather_context, plan
-from reverie.types import ActionSpec, Array, Batch, ObservationSpec, Options, Step, action_width
+from reverie.types import ActionSpec, Array, Batch, ObservationSpec, Step, action_width
 
 AGE_RATE = 0.05
 """How fast the mean age of sampled rows follows the newest batch."""

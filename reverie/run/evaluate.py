@@ -204,8 +204,7 @@ def restore_agent(
     values: dict[str, Any] = {} if env is None else {"env.name": env, "env.mode": "auto"}
     values |= {} if plugins is None else {"env.plugins": plugins}
     stored = config.model_dump(mode="json")
-    tree = configuration.adopt(stored, str(path), overrides, values, trust)
-    config = configuration.build(tree)
+    config = configuration.settle(stored, str(path), overrides, values, trust)
     set_up(config.run.threads, config.run.kernels)
     options = config.agent, config.world, config.behavior, config.hierarchy
     agent = Agent(*options, spaces_of(config.env), chosen, intrinsic=config.intrinsic)

@@ -15,8 +15,8 @@ from typing import Any, get_args, get_origin
 from reverie import config as configuration
 from reverie.config import FLAT, LONGEST_NAME, Config
 from reverie.errors import ConfigError
+from reverie.options import Options
 from reverie.trees import find
-from reverie.types import Options
 
 MOST_TRIALS = 10_000
 

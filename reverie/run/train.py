@@ -126,7 +126,7 @@ class DreamerV3Trainer:
         own = real.name == "latest.pt" and (folder / "replay").is_dir()
         config, state = checkpoint.load_run(path, *([real.with_name("previous.pt")] if own else []))
         stored = config.model_dump(mode="json")
-        config = configuration.build(configuration.adopt(stored, str(path), overrides, values, trust))
+        config = configuration.settle(stored, str(path), overrides, values, trust)
         with explained(stored, config.model_dump(mode="json")):
             if own:
                 keep_identity(config, state["config"]["run"], real)

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from reverie.errors import ConfigError
-from reverie.types import Options
+from reverie.options import Options
 from reverie.world.modality.config import ModalityOptions
 from reverie.world.sizes import PRESETS, Sizes
 

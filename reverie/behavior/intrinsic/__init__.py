@@ -28,7 +28,8 @@ from reverie.behavior.motive import Motive
 from reverie.behavior.streams import Stream
 from reverie.errors import ConfigError
 from reverie.optim import PolicyOptimizerOptions
-from reverie.types import ActionSpec, Batch, Dream, Explained, Metrics, Options
+from reverie.options import Options
+from reverie.types import ActionSpec, Batch, Dream, Explained, Metrics
 
 
 class IntrinsicOptimizerOptions(PolicyOptimizerOptions):
@@ -86,22 +87,18 @@ class IntrinsicOptions(Options):
                 raise ConfigError(f"intrinsic.{name}.kind = {pay.kind!r} is unknown; choose among {known}")
         return self
 
-    def refuse_unused(self, managed: bool) -> None:
-        """Raises ConfigError where something was chosen for a reward, or for a manager, that is not there.
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """What belongs to rewards that nothing is paid by.
 
         A section that has the name of a kind is that kind's, but for what its stream is paid for.
         """
-        if not managed:
-            self.refuse_without_manager()
-        chosen, payment = {pay.kind for pay in self._all.values()}, PayOptions.model_fields.keys()
-        for name, pay in self._all.items():
-            if pay.kind == NONE:
-                without = f"intrinsic.{name}.kind = none; choose that among {', '.join(INTRINSIC)}"
-                _refuse_changes(pay, payment, f"intrinsic.{name}", without)
+        kinds, switches = {pay.kind for pay in self.pay.values()}, tuple(f"{name}.kind" for name in self._all)
+        found = [] if kinds else ["optimizer", "every", "features", "units"]
         for kind, section in self:
-            if kind in INTRINSIC and kind not in chosen and isinstance(section, Options):
-                own = type(section).model_fields.keys() - (payment if isinstance(section, PayOptions) else set())
-                _refuse_changes(section, own, f"intrinsic.{kind}", f"nothing is paid by {kind}; choose that as a kind")
+            if kind in INTRINSIC.keys() - kinds and isinstance(section, Options):
+                payment = PayOptions.model_fields.keys() if isinstance(section, PayOptions) else set()
+                found += [f"{kind}.{name}" for name in type(section).model_fields.keys() - payment]
+        return dict.fromkeys(found, switches)
 
     def refuse_without_manager(self) -> None:
         """Raises ConfigError where a reward is chosen that says nothing without a manager."""
@@ -123,13 +120,6 @@ class IntrinsicOptions(Options):
                 f"once, so choose another one of {', '.join(INTRINSIC)} or none"
             )
         return self
-
-
-def _refuse_changes(section: Options, keys: Set[str], path: str, without: str) -> None:
-    """Raises ConfigError where one of these is not at its default."""
-    for key, value in section:
-        if key in keys and value != type(section).model_fields[key].default:
-            raise ConfigError(f"{path}.{key} = {value}: is not used while {without}")
 
 
 class Intrinsic(Motive):

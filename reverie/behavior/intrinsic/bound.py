@@ -27,7 +27,8 @@ from reverie.behavior.intrinsic.sight import Seen, Setting
 from reverie.functional import masked_mean
 from reverie.nets.distributions import ActionDistribution, OneHot
 from reverie.nets.layers import MLP
-from reverie.types import Dream, Latent, Metrics, Options
+from reverie.options import Options
+from reverie.types import Dream, Latent, Metrics
 
 
 class BoundOptions(Options):

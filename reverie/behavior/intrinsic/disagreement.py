@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from reverie.behavior.intrinsic.reward import IntrinsicReward
 from reverie.behavior.intrinsic.sight import Seen, Setting
 from reverie.nets.layers import MLP
-from reverie.types import Dream, Metrics, Options
+from reverie.options import Options
+from reverie.types import Dream, Metrics
 
 
 class DisagreementOptions(Options):

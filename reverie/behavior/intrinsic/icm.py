@@ -14,7 +14,8 @@ from reverie.behavior.intrinsic.sight import Seen, Setting
 from reverie.functional import two_hot_bins
 from reverie.nets import two_hot
 from reverie.nets.layers import MLP
-from reverie.types import Dream, Metrics, Options
+from reverie.options import Options
+from reverie.types import Dream, Metrics
 
 
 class IcmOptions(Options):

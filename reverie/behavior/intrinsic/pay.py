@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from reverie.behavior.streams import CONSTANT, Schedule, Stream
-from reverie.types import Options
+from reverie.options import Options
 
 NONE = "none"
 """In place of an intrinsic reward."""
@@ -31,6 +31,10 @@ class PayOptions(Options):
     """Updates in which it learns, one of `intrinsic.every`, before it pays anything."""
     schedule: Schedule = CONSTANT
     """How its weight changes."""
+
+    def unread(self) -> dict[str, tuple[str, ...]]:
+        """What a stream is paid for, where there is none; how an intrinsic reward works does not depend on that."""
+        return dict.fromkeys(PayOptions.model_fields.keys() - {"kind"}, ("kind",)) if self.kind == NONE else {}
 
     @property
     def stream(self) -> Stream:

@@ -15,7 +15,8 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from reverie.errors import ConfigError
-from reverie.types import Latent, ObservationSpec, Options
+from reverie.options import Options
+from reverie.types import Latent, ObservationSpec
 from reverie.world.modality.audio import AudioDecoder, AudioEncoder
 from reverie.world.modality.config import ModalityConfig, ModalityOptions, prepared_key
 from reverie.world.modality.each import EachDecoder, EachEncoder

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from reverie.errors import ConfigError
 from reverie.functional import constant_error
 from reverie.nets.layers import MLP, NormSiLU, initialise
-from reverie.types import FASTEST, SLOWEST, Latent, ObservationSpec, Options
+from reverie.options import Options
+from reverie.types import FASTEST, SLOWEST, Latent, ObservationSpec
 from reverie.world.modality.config import ModalityConfig, prepared_key
 from reverie.world.modality.each import EachDecoder, EachEncoder
 from reverie.world.modality.sound import MelSpectrogram, from_waveform, to_waveform

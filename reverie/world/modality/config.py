@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from reverie.errors import ConfigError
-from reverie.types import ObservationSpec, Options
+from reverie.options import Options
+from reverie.types import ObservationSpec
 
 Choices = TypeVar("Choices", bound=Options)
 

@@ -25,7 +25,8 @@ from reverie.nets.layers import (
     NormSiLU,
     UpsampledConvolution,
 )
-from reverie.types import Latent, ObservationSpec, Options
+from reverie.options import Options
+from reverie.types import Latent, ObservationSpec
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.sizes import Sizes
 

@@ -21,7 +21,8 @@ from torch.nn import functional as F
 from reverie.errors import ConfigError
 from reverie.nets.attention import Block, Norm
 from reverie.nets.layers import MLP, Linear
-from reverie.types import ObservationSpec, Options
+from reverie.options import Options
+from reverie.types import ObservationSpec
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.modality.each import EachDecoder, EachEncoder
 from reverie.world.sizes import Sizes

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from reverie.functional import constant_error, constant_surprise, one_hot, symexp, symlog
 from reverie.nets.layers import MLP, Linear
-from reverie.types import Latent, ObservationSpec, Options
+from reverie.options import Options
+from reverie.types import Latent, ObservationSpec
 from reverie.world.modality.config import ModalityConfig
 from reverie.world.sizes import Sizes
 
