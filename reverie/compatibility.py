@@ -42,6 +42,8 @@ def compare(what: str, saved: Mapping[str, Any], mine: Mapping[str, Any]) -> Non
             advice += f", or leave it out with 'env.kinds={{\"{name}\": null}}'"
         if what == "tensor" and name.startswith("world.weights.") and name not in saved:
             advice += ", or set world.reconstruction_floor=0"
+        if what == "tensor" and any(other.startswith("own_motives.") and other not in mine for other in differing):
+            advice += "; an intrinsic reward goes on unpaid with a weight of 0"
         raise MisfitError(
             f"the checkpoint does not fit: {what} {name} is {saved.get(name, 'missing')} in it and "
             f"{mine.get(name, 'missing')} here; {advice}"

@@ -272,6 +272,19 @@ def test_what_was_changed_so_that_a_checkpoint_does_not_fit_is_named(tmp_path):
         restore_agent(latest, "cpu", overrides=["world.hidden=24"])
 
 
+def test_an_intrinsic_reward_is_switched_off_by_its_weight(tmp_path):
+    DreamerV3Trainer(
+        make_config(tmp_path, run={"steps": 8}, intrinsic={"curiosity": {"kind": "rnd", "floor": 0.2}})
+    ).train()
+    latest = tmp_path / "newest" / "latest.pt"
+    changed = r'unpaid with a weight of 0; changed: intrinsic.curiosity.kind \(was "rnd"\)$'
+    with pytest.raises(ConfigError, match=changed):
+        DreamerV3Trainer.resume(latest, ["intrinsic.curiosity.kind=none"])
+    with pytest.raises(ConfigError, match=changed):
+        restore_agent(latest, "cpu", overrides=["intrinsic.curiosity.kind=none"])
+    DreamerV3Trainer.resume(latest, ["curiosity_weight=0", "run.steps=16"]).train()
+
+
 def test_a_run_folder_is_not_overwritten(tmp_path):
     DreamerV3Trainer(make_config(tmp_path, run={"steps": 8})).train()
     with pytest.raises(ReverieError, match="resume it with --checkpoint"):
