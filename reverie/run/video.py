@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Shaped, UInt, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from reverie.env.text import KIND, decode
+from reverie.run.lettering import font_for, plain_font, spelled
 from reverie.run.soundtrack import Track, picture
 from reverie.types import ObservationSpec
 
@@ -111,8 +112,8 @@ def over_shares(frames: Frames, shares: Mapping[str, Float[np.ndarray, "T"]]) ->
     steps, width = len(frames), frames.shape[2]
     image, place = Image.new("RGB", (width, STRIP), BACKGROUND), float(MARGIN)
     for name, color in zip(shares, itertools.cycle(SHARES)):
-        ImageDraw.Draw(image).text((place, 4), name, color, _font(15))
-        place += _font(15).getlength(name) + MARGIN
+        ImageDraw.Draw(image).text((place, 4), name, color, plain_font(15))
+        place += plain_font(15).getlength(name) + MARGIN
     strip, ground = np.array(image), STRIP - MARGIN
     edges = np.linspace(MARGIN, width - MARGIN, steps + 1).astype(int)
     tops = ground - np.round(BAND * np.cumsum([np.zeros(steps), *shares.values()], 0)).astype(int)
@@ -145,7 +146,7 @@ def _panels(
         for index, (name, film) in enumerate(zip(names, films, strict=False)):
             left = MARGIN + index * (width + MARGIN)
             color = DREAM if name == "dream" else TRUTH if name in ("truth", "seen") else TEXT
-            draw.text((left, 9), name, color, _font(15))
+            draw.text((left, 9), name, color, plain_font(15))
             image.paste(Image.fromarray(np.ascontiguousarray(film[t])), (left, 34))
         right = MARGIN + (image.width - 2 * MARGIN) * (t + 1) / steps
         draw.rectangle((MARGIN, height + 44, image.width - MARGIN, height + 46), SHADE)
@@ -155,8 +156,13 @@ def _panels(
 
 
 def _texts(films: list[UInt[np.ndarray, "T L"]], spec: ObservationSpec, context: int) -> Frames:
-    """What was said, and what the model took it for, line under line; after the context it had to guess."""
-    written = [[textwrap.wrap(decode(text, spec), MOST_LETTERS) or [""] for text in film] for film in films]
+    """What was said, and what the model took it for, line under line; after the context it had to guess.
+
+    The font is one that has the letters of what was said.
+    """
+    texts = [[decode(text, spec) for text in film] for film in films]
+    font = font_for("".join(texts[0]), LETTER)
+    written = [[textwrap.wrap(spelled(text, font), MOST_LETTERS) or [""] for text in film] for film in texts]
     lines = max(len(text) for film in written for text in film)
     block = LINE * lines + MARGIN
     size = (LABEL + LETTER * MOST_LETTERS, max(SMALLEST, len(films) * block + MARGIN))
@@ -167,9 +173,9 @@ def _texts(films: list[UInt[np.ndarray, "T L"]], spec: ObservationSpec, context:
         draw = ImageDraw.Draw(image)
         for index, ((name, color), film) in enumerate(zip(_labels(t < context), written, strict=False)):
             top = MARGIN + index * block
-            draw.text((MARGIN, top), name, color, _font(15))
+            draw.text((MARGIN, top), name, color, plain_font(15))
             for number, line in enumerate(film[t]):
-                draw.text((LABEL, top + LINE * number), line, TEXT, _font(15))
+                draw.text((LABEL, top + LINE * number), line, TEXT, font)
         frames.append(np.asarray(image))
     return np.stack(frames)
 
@@ -199,7 +205,7 @@ def _spectrograms(pictures: list[UInt8[np.ndarray, "_ _"]], steps: int, context:
         image = Image.fromarray(frame)
         draw = ImageDraw.Draw(image)
         for (name, color), (rows, _) in zip(_labels(t < context), place, strict=False):
-            draw.text((MARGIN, rows.start), name, color, _font(15))
+            draw.text((MARGIN, rows.start), name, color, plain_font(15))
         frames.append(np.asarray(image))
     return np.stack(frames)
 
@@ -226,7 +232,7 @@ def _curves(
     legend = [("truth", TRUTH), ("dream", DREAM), ("seen", FAINT)] + ([] if goal is None else [("goal", GOAL)])
     for place, (name, color) in enumerate(legend):
         x = MARGIN + 61 * place
-        draw.text((x * zoom, 12 * zoom), name, color, _font(14 * zoom))
+        draw.text((x * zoom, 12 * zoom), name, color, plain_font(14 * zoom))
     charts = []
     for place, component in enumerate(shown):
         left = MARGIN + place % columns * (wide + MARGIN)
@@ -265,7 +271,7 @@ def _chart(draw, box, truth, dream, goal, context: int, name: str, zoom: int):
     if context:
         seen = points(truth)[min(context, len(truth)) - 1][0]
         draw.rounded_rectangle((left, top, seen, bottom), 6 * zoom, SHADE)
-    draw.text((left + inset, top + 4 * zoom), name, FAINT, _font(11 * zoom))
+    draw.text((left + inset, top + 4 * zoom), name, FAINT, plain_font(11 * zoom))
     if goal is not None:
         draw.line(points(goal), GOAL, 2 * zoom)
     draw.line(points(truth), TRUTH, 2 * zoom, "curve")
@@ -276,7 +282,3 @@ def _enlarge(frame: Frame, smallest: int) -> Frame:
     """Repeats pixels until the shorter side has at least ``smallest``."""
     factor = -(-smallest // min(frame.shape[:2]))
     return frame.repeat(factor, 0).repeat(factor, 1) if factor > 1 else frame
-
-
-def _font(size: int):
-    return ImageFont.load_default(size)
