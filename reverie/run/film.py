@@ -13,7 +13,7 @@ from reverie.behavior.streams import TASK
 from reverie.imagine import open_loop
 from reverie.run import video
 from reverie.run.evaluate import Recording
-from reverie.run.soundtrack import Track, track_of
+from reverie.run.soundtrack import Track, track_of, with_rates
 from reverie.types import Dream, Goal, stack
 
 CONTEXT = 5
@@ -27,7 +27,7 @@ def films(agent: Agent, recording: Recording) -> Iterator[tuple[str, video.Frame
     """
     truth, dream = dream_along(agent, recording, CONTEXT)
     goals, shares = show_goals(agent, recording), reward_shares(agent, recording)
-    observation = agent.world.observation
+    observation = with_rates(agent.world.observation, agent.world.options.modalities)
     track = track_of(observation, truth, dream)
     for key in truth:
         spec = observation[key]

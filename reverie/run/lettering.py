@@ -68,7 +68,7 @@ def has(font: FreeTypeFont, letter: str) -> bool:
 
 def _drawn(font: FreeTypeFont, letter: str) -> tuple[tuple[int, int], bytes]:
     mask = font.getmask(letter)
-    return mask.size, bytes(mask)
+    return mask.size, bytes(mask)  # type: ignore[arg-type]
 
 
 @functools.lru_cache(100)

@@ -16,7 +16,7 @@ from reverie.run import video
 from reverie.run.collect import Episode, Player, Scores
 from reverie.run.evaluate import RECORDED, LengthLimit, Recording
 from reverie.run.film import films
-from reverie.run.soundtrack import empty_track, mono, sound_key
+from reverie.run.soundtrack import empty_track, with_rates
 
 log = logging.getLogger(__name__)
 
@@ -65,9 +65,8 @@ class _Stage:
     def __init__(self, player: Player, limited: LengthLimit):
         self.player, self.scores, self.limited = player, Scores(1), limited
         self.draws = True
-        observation = player.envs.observation
-        self.sound = sound_key(observation) or ""
-        self.track = empty_track(observation[self.sound]) if self.sound else None
+        world = player.agent.world
+        self.track = empty_track(with_rates(world.observation, world.options.modalities))
 
     def episode(self) -> Iterator[video.Frame]:
         """Plays an episode to its end; yields what the environment draws, if it can."""
@@ -83,7 +82,7 @@ class _Stage:
                 self.recording.add(step, previous_action, self.player.carry)
             if (frame := self._draw()) is not None:
                 if self.track is not None:
-                    self.track.heard.append(mono(step.obs[self.sound])[None])
+                    self.track.hear(step.obs)
                 yield frame
         self.finished = finished[0][1]
 

@@ -13,8 +13,9 @@ from PIL import Image
 
 from reverie.env.text import encode, text_spec, to_bytes
 from reverie.run import video
-from reverie.run.soundtrack import Track, empty_track, mono, picture, sound_key, track_of
+from reverie.run.soundtrack import Track, empty_track, mono, picture, track_of, with_rates
 from reverie.types import ObservationSpec
+from reverie.world.modality.config import ModalityOptions
 from tests.env.test_tokens import word_tokenizer
 
 TEXT = ObservationSpec((64,), "uint8", kind="text")
@@ -212,9 +213,37 @@ def test_a_track_has_a_channel_for_each_film_and_lasts_as_long_as_its_steps():
     assert track is not None and track.whole.shape == (2, 3 * SAMPLES) and track.steps_per_second == 10
     np.testing.assert_allclose(track.whole[0], left.flatten() / 32768, atol=1e-6)
     assert not track.whole[1, : 2 * SAMPLES].any() and track.whole[1, 2 * SAMPLES :].any()
-    assert sound_key({"image": observation["image"]}) is None and track_of({"image": observation["image"]}, {}) is None
+    assert track_of({"image": observation["image"]}, {}) is None
     both = np.stack([left, right], 1)  # channels become one
     np.testing.assert_allclose(mono(both), (mono(left) + mono(right)) / 2, atol=1e-6)
+
+
+def test_several_sounds_are_heard_at_once(tmp_path):
+    coarse = ObservationSpec((2, SAMPLES // 2), "uint8", kind="audio", rate=RATE / 2)
+    hum = ObservationSpec((1,), "int16", kind="audio", rate=1.0)  # which no player plays
+    observation = {"a_coarse": coarse, "bell": TONE, "hum": hum}
+    bell, low = tones(700, 0, 0), np.full((3, 2, SAMPLES // 2), 192, np.uint8)
+    film = {"a_coarse": low, "bell": bell, "hum": np.zeros((3, 1), np.int16)}
+    track = track_of(observation, film)
+    assert track is not None and (track.rate, track.samples, track.sounds) == (RATE, SAMPLES, ("a_coarse", "bell"))
+    np.testing.assert_allclose(track.whole[0], (mono(bell) + 0.5) / 2, atol=1e-6)
+    played = empty_track(observation)
+    assert played is not None
+    for t in range(3):  # as an episode is filmed
+        played.hear({key: value[t : t + 1] for key, value in film.items()})
+    np.testing.assert_allclose(played.whole, track.whole, atol=1e-6)
+
+
+def test_a_sound_without_a_rate_is_played_as_the_agent_reads_it_and_that_is_said_once(caplog):
+    observation = {"image": ObservationSpec((8, 8, 3), "uint8"), "bell": TONE}
+    unknown = ObservationSpec((SAMPLES,), "int16", kind="audio")
+    assert with_rates(observation, {}) == observation and not caplog.records
+    for _ in range(2):
+        rates = with_rates(observation | {"buzz": unknown}, {"audio": ModalityOptions(options={"rate": 4_000})})
+    assert rates["bell"] == TONE and rates["buzz"].rate == 4_000
+    assert with_rates({"whisper": unknown}, {})["whisper"].rate == 16_000
+    assert [record.args[:2] for record in caplog.records] == [("buzz", 4_000), ("whisper", 16_000)]
+    assert "world.modalities.audio.options.rate" in caplog.text
 
 
 @pytest.mark.parametrize("package", ["av", "none"])
@@ -239,7 +268,7 @@ def test_a_film_outlives_every_rate_and_length_of_sound(tmp_path, monkeypatch, r
     else:
         monkeypatch.setitem(sys.modules, "av", None)
     spec = ObservationSpec((samples,), "int16", kind="audio", rate=rate)
-    assert (empty_track(spec) is not None) == heard
+    assert (empty_track({"sound": spec}) is not None) == heard
     sound = np.random.Generator(np.random.PCG64(0)).integers(-9000, 9000, (3, samples)).astype(np.int16)
     frames, track = video.side_by_side(sound, sound, spec=spec), track_of({"sound": spec}, {"sound": sound})
     path = video.write(tmp_path / "a.mp4", frames, track=track)
