@@ -25,7 +25,7 @@ from reverie.behavior.intrinsic import IntrinsicOptions
 from reverie.env import EnvOptions
 from reverie.errors import ConfigError
 from reverie.learned_rates import MetaOptions
-from reverie.options import Options, keys, refuse_immense, refuse_in_vain
+from reverie.options import Options, keys, mistake, refuse_immense, refuse_in_vain
 from reverie.presets import locate
 from reverie.rate_free import OPTIMIZERS
 from reverie.replay import ReplayOptions
@@ -303,13 +303,11 @@ def _explain(error: ValidationError, tree: Mapping[str, Any]) -> NoReturn:
     for part in first["loc"]:
         if part in children(value):  # other parts name the branch of a union
             path, value = join(path, part), children(value)[part]
-    message = first["msg"]
+    message = mistake(error)[-1]
     if path in RENAMED:
         message = f"this is now {RENAMED[path]}"
     elif first["type"] == "extra_forbidden":
         message = f"unknown key; {_suggestion(path, value)}"
-    for opening in ("Input ", "String ", "Value error, "):
-        message = message.removeprefix(opening)
     raise ConfigError(f"{path or 'configuration'} = {show(value)}: {message}") from None
 
 

@@ -7,10 +7,10 @@ from functools import reduce
 from itertools import accumulate
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from reverie.errors import ConfigError
-from reverie.trees import find, show
+from reverie.trees import find, join, show
 
 OTHERS: Collection[str] = ()
 """In `Options.switches`: all others."""
@@ -27,6 +27,17 @@ class Options(BaseModel):
     switches: ClassVar[Mapping[str, Collection[str]]] = {}
     """Options at whose default nothing reads some others, and these."""
 
+    def __init__(self, **values: Any):
+        """Raises ConfigError for the first mistake."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            key, value, message = mistake(error)
+            path = join(type(self).__name__, key) if key else type(self).__name__
+            raise ConfigError(f"{path} = {show(value)}: {message}") from None
+
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]  # so that pydantic builds sections as ever
+
     def unread(self) -> dict[str, tuple[str, ...]]:
         """Options and sections that nothing reads as the rest stands, by key, and the switches that could change it."""
         fields, found = type(self).model_fields, {}
@@ -34,6 +45,15 @@ class Options(BaseModel):
             if getattr(self, switch) == fields[switch].default:
                 found = dict.fromkeys(others or fields.keys() - {switch}, (switch,)) | found
         return found
+
+
+def mistake(error: ValidationError) -> tuple[str, Any, str]:
+    """The first thing that is wrong: its dotted key, its value, and what is allowed."""
+    first = error.errors()[0]
+    message = "unknown key" if first["type"] == "extra_forbidden" else first["msg"]
+    for opening in ("Input ", "String ", "Value error, "):
+        message = message.removeprefix(opening)
+    return ".".join(map(str, first["loc"])), first["input"], message
 
 
 def keys(options: type[Options], prefix: str = "") -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Options that nothing reads: refused where they are chosen in vain, and left alone where a switch was turned."""
+"""Options: mistakes are one line, and what nothing reads is refused where it is chosen in vain."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from reverie.config import Config, build, dump, load, settle
 from reverie.errors import ConfigError
 from reverie.learned_rates import MetaOptions, RateOptions
 from reverie.options import OTHERS, Options, refuse_in_vain
+from reverie.world.options import WorldOptions
 
 COSINE = MetaOptions(world=RateOptions(rule="cosine"))
 
@@ -122,3 +123,18 @@ def test_every_switch_is_an_option_and_so_is_what_it_switches():
     assert len(switched) > 5
     for kind, switches in switched.items():
         assert {*switches, *chain(*switches.values())} <= kind.model_fields.keys()
+
+
+@pytest.mark.parametrize(
+    ("build_it", "line"),
+    [
+        (lambda: WorldOptions(modality_dropout=1.0), "WorldOptions.modality_dropout = 1.0: should be less than 1"),
+        (lambda: WorldOptions(**{"siez": "tiny"}), 'WorldOptions.siez = "tiny": unknown key'),
+        (lambda: Config(**{"run": {"steps": 0}}), "Config.run.steps = 0: should be greater than or equal to 1"),
+        (lambda: Car(**{"engine": {"gears": "many"}}), 'Car.engine.gears = "many": should be a valid integer'),
+    ],
+)
+def test_options_that_are_built_directly_are_refused_in_one_line(build_it, line):
+    with pytest.raises(ConfigError) as caught:
+        build_it()
+    assert str(caught.value).startswith(line) and str(caught.value).isprintable()

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from pydantic import Field, ValidationError
 
 from reverie.errors import ConfigError
-from reverie.options import Options
+from reverie.options import Options, mistake
 from reverie.types import ObservationSpec
 
 Choices = TypeVar("Choices", bound=Options)
@@ -65,13 +65,10 @@ class ModalityConfig:
     def read(self, options: type[Choices]) -> Choices:
         """``options`` as a network states them. Raises ConfigError for what it does not know or allow."""
         try:
-            return options(**self.options)
+            return options.model_validate(self.options)
         except ValidationError as error:
-            first = error.errors()[0]
-            name, value = ".".join(map(str, first["loc"])), first["input"]
-            known = ", ".join(options.model_fields)
-            known = f"choose from {known}" if known else "there is nothing to choose"
-            message = f"unknown; {known}" if first["type"] == "extra_forbidden" else first["msg"]
-            raise ConfigError(
-                f"world.modalities.{self.name}.options.{name} = {value}: {message.removeprefix('Input ')}"
-            ) from None
+            key, value, message = mistake(error)
+            if key not in options.model_fields:
+                known = ", ".join(options.model_fields)
+                message = f"unknown; choose from {known}" if known else "unknown; there is nothing to choose"
+            raise ConfigError(f"world.modalities.{self.name}.options.{key} = {value}: {message}") from None
