@@ -103,7 +103,7 @@ def slope_by_autograd(options: OptimizerOptions, updates: int, factor: float = 1
 @pytest.mark.parametrize("kind", ["laprop", "adam"])
 def test_a_reading_is_the_gradient_through_the_last_step(kind, limits, dtype):
     options = OptimizerOptions(kind=kind, rate=0.03, warmup=0, eps=1e-8, **limits)
-    trained = Trained(options, RateOptions(offset=0.0), dtype, warmup=4)
+    trained = Trained(options, RateOptions(), dtype, warmup=4)
     logs = []
     for update in range(1, 9):
         trained.step(loss(trained.net, update, dtype))
@@ -121,9 +121,9 @@ def test_a_reading_is_the_gradient_through_the_last_step(kind, limits, dtype):
 
 
 def learned(rule: str, rate: float = 0.1, **options) -> LearnedRates:
-    """Of one parameter, without a warm-up, an offset or near bounds, unless ``options`` say so."""
+    """Of one parameter, without a warm-up, a tolerance or near bounds, unless ``options`` say so."""
     shared = {name: options.pop(name) for name in ("lowest", "highest") if name in options}
-    rates = RateOptions(rule=rule, **{"offset": 0.0, **options})
+    rates = RateOptions(rule=rule, **{"tolerance": 0.0, **options})
     meta = MetaOptions(**{"enabled": True, "warmup": 0, "lowest": 1e-6, "highest": 1e6, **shared})
     optimizer = Optimizer("net", [nn.Parameter(torch.zeros(1))], OptimizerOptions(rate=rate, warmup=0), {"fit": 1.0})
     return LearnedRates({"net": optimizer}, {"net": rates}, meta)
@@ -206,6 +206,15 @@ def test_an_offset_counts_as_agreement_and_is_not_reported():
     assert learn(rates, [0.0, 1.0], [1.0, 0.0]) == pytest.approx(0.002)
     assert rates.learn()["meta/cosine_net"] == 0
     assert learn(learned("raw", 0.5, step=1.0, offset=0.1), [0.0, 2.0], [3.0, 0.0]) == pytest.approx(0.5 * 0.1 * 6)
+
+
+@pytest.mark.parametrize("rule", [*RULES])
+def test_a_rate_moves_only_where_the_mean_cosine_is_beyond_the_tolerance(rule):
+    """Cosines 0.04 and 0.08 have the mean (0.0036 + 0.008) / 0.19 = 0.061, and with an offset of -0.02 it is 0.041."""
+    rates, shifted = (learned(rule, step=0.02, tolerance=0.05, offset=offset) for offset in (0.0, -0.02))
+    pairs = [[0.04, (1 - 0.04**2) ** 0.5], [0.08, (1 - 0.08**2) ** 0.5]]
+    assert [learn(rates, pair, [1.0, 0.0]) > 0 for pair in pairs] == [False, True]
+    assert [learn(shifted, pair, [1.0, 0.0]) for pair in pairs] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(("gradient", "share"), [(1.0, 2.0), (-1.0, 0.5)])
@@ -311,7 +320,7 @@ def test_gradients_of_random_sign_move_a_rate_nowhere_in_the_mean():
     """Each rate walks at random: over 24 of them the mean has a deviation of 0.05 · sqrt(100) / sqrt(24) = 0.1."""
     ends = []
     for seed in range(24):
-        trained = Trained(ADAM, RateOptions(offset=0.0), warmup=0, lowest=1e-9, highest=1e9)
+        trained = Trained(ADAM, RateOptions(tolerance=0.0), warmup=0, lowest=1e-9, highest=1e9)
         generator = torch.Generator().manual_seed(seed)
         for update in range(100):
             sign = torch.randint(2, (), generator=generator) * 2 - 1
