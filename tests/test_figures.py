@@ -180,13 +180,16 @@ def milliseconds(cell: str) -> tuple[str, float]:
 
 
 def test_rules_of_learned_rates_are_as_they_were_measured() -> None:
-    rows, trial = tables("docs/results.md")["Learned learning rates"]
+    rows, trial, cosines = tables("docs/results.md")["Learned learning rates"]
     areas = {(arm["way"], arm["start"]): mean(arm["area"]) for arm in stored("rates_toy.json")["arms"]}
     ways = dict.fromkeys(way for way, _ in areas)
     for (_, *cells), way in zip(rows, ways, strict=True):
         agree(" ".join(cells), [areas[way, start] for start in (0.1, 1.0, 10.0, 100.0) if (way, start) in areas])
     for (_, *cells), arm in zip(trial, stored("rates_default.json")["arms"], strict=True):
         agree(" ".join(cells), [mean(evaluations) for evaluations in arm["returns"]])
+    for (_, *cells), measured in zip(cosines, stored("rates_default.json")["cosines"]["by"].values(), strict=True):
+        _, world, actor, critic = zip(*measured, strict=True)
+        agree(" ".join(cells), [world[1], world[-1], mean(actor), mean(critic)])
 
 
 def test_senses_are_held_as_was_measured() -> None:
