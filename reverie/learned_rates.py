@@ -39,7 +39,7 @@ class RateOptions(Options):
     """How the learning rates of one kind of group are learned."""
 
     rule: Literal["adam", "norm", "cosine", "sign", "raw", "fixed"] = "adam"
-    """How readings move the logarithm of the rate; `fixed`: not at all, and the rate decays as scheduled."""
+    """How readings move the logarithm of the rate; `fixed`: not at all."""
     step: float = Field(default=0.05, gt=0)
     """What the logarithm moves by at most (`adam`, `norm`, `sign`), or in proportion to the cosine (`cosine`) or the
     gradient (`raw`)."""
@@ -69,7 +69,7 @@ class ActorRateOptions(RateOptions):
     """The gradient of a policy is mostly noise, which moves a rule by the cosine the least; its loss has no scale."""
 
     rule: Literal["adam", "norm", "cosine", "sign", "raw", "fixed"] = "cosine"
-    """How readings move the logarithm of the rate; `fixed`: not at all, and the rate decays as scheduled."""
+    """How readings move the logarithm of the rate; `fixed`: not at all."""
     step: float = Field(default=0.1, gt=0)
     """What the logarithm moves by at most (`adam`, `norm`, `sign`), or in proportion to the cosine (`cosine`) or the
     gradient (`raw`)."""
@@ -83,7 +83,7 @@ class MetaOptions(Options):
     switches = {"enabled": OTHERS}
 
     enabled: bool = False
-    """Learn the learning rates: they start as the optimizers have them, warm-up included, and replace their decay."""
+    """Learn what the scheduled learning rates are multiplied by."""
     world: WorldRateOptions = WorldRateOptions()
     """The world model's."""
     critic: RateOptions = RateOptions()
@@ -93,9 +93,9 @@ class MetaOptions(Options):
     motive: MotiveRateOptions = MotiveRateOptions()
     """Those of goals and other motives."""
     lowest: float = Field(default=0.1, gt=0, le=1)
-    """The least share of its start that a rate falls to."""
+    """The least that a scheduled rate is multiplied by."""
     highest: float = Field(default=10.0, ge=1)
-    """The most times its start that a rate rises to."""
+    """The most that a scheduled rate is multiplied by."""
     warmup: int = Field(default=20, ge=0)
     """Steps of an optimizer before its rate is learned; those of its own warm-up come first in any case."""
     guard: bool = True
@@ -162,6 +162,8 @@ class LearnedRates:
         vector = partial(torch.tensor, device=groups[0].weight.device if groups else None)
         number = partial(vector, dtype=torch.float64)  # products of small rates, and their squares
         self.base = number([group.options.rate for group in groups])
+        self.decay = number([group.options.decay or 1 for group in groups])
+        self.final = number([group.options.final if group.options.decay else 1.0 for group in groups])
         self.begin = number([max(group.options.warmup, meta.warmup) for group in groups])
         self.steps, self.offsets = number([own.step for own in chosen]), number([own.offset for own in chosen])
         self.tolerances = number([own.tolerance for own in chosen])
@@ -192,12 +194,21 @@ class LearnedRates:
         self.factors.copy_(self.log.exp())
         lowest, highest = self.start + self.bounds
         bound = (self.log <= lowest) | (self.log >= highest)
-        found = {"lr": self.base * self.log.exp(), "cosine": cosine, "bound": bound, "restored": back}
+        found = {"lr": self.scheduled(self.counts) * self.log.exp(), "cosine": cosine, "bound": bound, "restored": back}
         return {
             f"meta/{kind}_{name}": value
             for kind, values in found.items()
             for name, value in zip(self.optimizers, values.float().unbind(), strict=True)
         }
+
+    @property
+    def counts(self) -> Float[Tensor, "G"]:
+        """How many steps each optimizer has taken."""
+        return torch.stack([optimizer.count for optimizer in self.optimizers.values()])
+
+    def scheduled(self, counts: Float[Tensor, "G"]) -> Float[Tensor, "G"]:
+        """The rates that follow so many steps as the optimizers have them, but for the warm-up."""
+        return self.base * (1 + (self.final - 1) * (counts / self.decay).clamp(max=1))
 
     def move(self, readings: Float[Tensor, "7 G"]) -> Float[Tensor, "G"]:
         """Moves rates by a pair each, `Optimizer.reading`; returns the cosine of gradient and direction.
@@ -212,7 +223,7 @@ class LearnedRates:
         size = gradient * direction
         cosine = along / (size + TINY)
         agreed = cosine + self.offsets
-        slope = -self.base * self.applied.exp() * size * agreed
+        slope = -self.scheduled(count - 1) * self.applied.exp() * size * agreed
         seen = torch.stack([slope, slope.square(), agreed, agreed.square()])
         decays = torch.where(valid, self.decays, 1.0)
         self.averages = torch.lerp(seen, self.averages, decays)
@@ -245,8 +256,7 @@ class LearnedRates:
         return back
 
     def _renew_ceilings(self) -> None:
-        counts = torch.stack([optimizer.count for optimizer in self.optimizers.values()])
-        due = (counts >= self.kept + INTERVAL) & (self.first != 0)
+        due = (self.counts >= self.kept + INTERVAL) & (self.first != 0)
         any_loss = torch.finfo(self.ceilings.dtype).max
         self.ceilings.copy_(torch.where(due, torch.where(self.limits > 0, self.first, any_loss), -math.inf))
 

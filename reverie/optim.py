@@ -7,7 +7,6 @@ without training them. Nothing here waits for the device.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -25,8 +24,6 @@ from reverie.errors import MisfitError
 from reverie.native import optimizer as kernel
 from reverie.options import Options
 from reverie.types import Metrics, cpu_copy
-
-log = logging.getLogger(__name__)
 
 
 class OptimizerOptions(Options):
@@ -262,15 +259,12 @@ class Optimizer:
         return kernel.descend(self.task, self.weight, self.gradient, *self.moments, rate, self.count, wanted).unbind()
 
     def watch(self, factor: Float[Tensor, ""], ceiling: Float[Tensor, ""] | None) -> None:
-        """From now on the rate is the schedule's, without decay, times ``factor``, and steps on fresh data are read.
+        """From now on the rate is the schedule's times ``factor``, and steps on fresh data are read.
 
         With a ``ceiling``, a copy of the parameters is kept where a loss is no higher. Both may change in place.
         """
         self.factor, self.ceiling = factor, ceiling
         self.good = None if ceiling is None else self.weight.clone()
-        self.ramps = ramps(self.options.model_copy(update={"decay": 0})).to(self.weight.device).unbind()
-        if self.options.decay:
-            log.info("%s: the rate is learned, and does not decay beside that", self.name)
 
     def take_reading(self) -> Float[Tensor, "7"]:
         """What the last step on fresh data saw before it changed anything, once; a loss of NaN where there was none.

@@ -23,7 +23,8 @@ from tests.test_agent import step_of
 
 
 def distance(mine: Tensor, expected: Tensor) -> float:
-    return float((mine - expected).norm() / expected.norm().clamp(min=1e-3))
+    """As a share, and of what is nearly zero by nature, such as a ratio's distance from one, in hundredths."""
+    return float((mine - expected).norm() / expected.norm().clamp(min=1e-2))
 
 
 class Lender:

@@ -69,7 +69,10 @@ def slope_by_autograd(options: OptimizerOptions, updates: int, factor: float = 1
     names = [name for name, _ in net.named_parameters()]
     thetas = [parameter.detach().clone() for parameter in net.parameters()]
     moments = [(torch.zeros_like(theta), torch.zeros_like(theta)) for theta in thetas]
-    log_rate = torch.tensor(math.log(factor * options.rate), dtype=torch.float64, requires_grad=True)
+    rates = [
+        options.rate * (1 - (1 - options.final) * min(1, update / (options.decay or 1e9))) for update in range(updates)
+    ]
+    log_rate = torch.tensor(math.log(factor * rates[-1]), dtype=torch.float64, requires_grad=True)
 
     def evaluate(parameters: list[Tensor], update: int) -> Tensor:
         x, y = batch(update, torch.float64)
@@ -85,7 +88,7 @@ def slope_by_autograd(options: OptimizerOptions, updates: int, factor: float = 1
         if options.clip:
             norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
             gradients = [g * min(1.0, options.clip / norm) for g in gradients]
-        rate = log_rate.exp() if update == updates else options.rate
+        rate = log_rate.exp() if update == updates else rates[update - 1]
         for i, g in enumerate(gradients):
             m, v = moments[i]
             v = options.beta2 * v + (1 - options.beta2) * g**2
@@ -99,7 +102,9 @@ def slope_by_autograd(options: OptimizerOptions, updates: int, factor: float = 1
 
 @pytest.mark.usefixtures("both_ways")
 @DOUBLE
-@pytest.mark.parametrize("limits", [{"agc": 0.02, "clip": 0.0}, {"agc": 0.0, "clip": 0.3}, {"agc": 0.0}])
+@pytest.mark.parametrize(
+    "limits", [{"agc": 0.02, "clip": 0.0}, {"agc": 0.0, "clip": 0.3}, {"agc": 0.0}, {"decay": 6, "final": 0.4}]
+)
 @pytest.mark.parametrize("kind", ["laprop", "adam"])
 def test_a_reading_is_the_gradient_through_the_last_step(kind, limits, dtype):
     options = OptimizerOptions(kind=kind, rate=0.03, warmup=0, eps=1e-8, **limits)
@@ -283,14 +288,15 @@ def test_a_rate_that_does_not_move_changes_no_bit():
 
 
 @pytest.mark.usefixtures("both_ways")
-def test_the_warm_up_multiplies_and_the_decay_gives_way(caplog):
+def test_what_is_learned_multiplies_the_schedule():
     options = OptimizerOptions(rate=0.1, warmup=4, decay=8, final=0.5)
-    with caplog.at_level("INFO"):
-        trained = Trained(options, RateOptions(rule="sign", step=0.5, offset=1.0), warmup=0)
-    assert "does not decay" in caplog.text
-    seen = [float(trained.step(loss(trained.net, update))["net/lr"]) for update in range(8)]
-    assert seen[:6] == pytest.approx([0.0, 0.025, 0.05, 0.075, 0.1, 0.1])  # no pair before the warm-up is over
-    assert seen[6:] == pytest.approx([0.1 * math.exp(0.5), 0.1 * math.exp(1.0)])
+    trained = Trained(options, RateOptions(rule="sign", step=0.5, offset=1.0), warmup=0)
+    seen = [trained.step(loss(trained.net, update)) for update in range(8)]
+    scheduled = [0.1 * min(1, update / 4) * (1 - update / 16) for update in range(9)]
+    moved = [0, 0, 0, 0, 0, 0, 0.5, 1.0, 1.5]  # no pair before the warm-up is over
+    rates = [rate * math.exp(log) for rate, log in zip(scheduled, moved, strict=True)]
+    assert [float(row["net/lr"]) for row in seen] == pytest.approx(rates[:8])
+    assert [float(row["meta/lr_net"]) for row in seen[4:]] == pytest.approx(rates[5:])
 
 
 @pytest.mark.usefixtures("both_ways")
