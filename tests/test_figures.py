@@ -234,9 +234,8 @@ def test_the_reference_took_as_long_as_was_measured() -> None:
     text = (ROOT / "docs/speed.md").read_text().split("So Reverie takes ")[1].split(" in bf16")[0]
     agree(text, [100 * share for share in shares])
     for page in ("README.md", "README.ko.md"):
-        shown = re.search(r"Zen 4\D*(\d+)\D+(\d+)", (ROOT / page).read_text())
-        assert shown
-        agree(shown.groups(), [measured[name]["milliseconds"] for name in ("reference", "reverie")])
+        *_, shown = re.findall(r"Zen 4\D*(\d+)\D+(\d+)", (ROOT / page).read_text())
+        agree(shown, [measured[name]["milliseconds"] for name in ("reference", "reverie")])
 
 
 def test_modalities_cost_as_much_as_was_measured() -> None:
