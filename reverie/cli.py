@@ -110,12 +110,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _fail(error: Exception) -> int:
     """Says in one line what nobody foresaw, and returns its exit code; an internal error leaves its trace behind."""
-    from reverie.run.device import lacks_memory
+    from reverie.run.device import lacks_memory, what_to_lower
 
     said = " ".join(f"{type(error).__name__}: {error}".split())
     if lacks_memory(error):
-        print(f"error: out of memory: {said}; lower replay.batch_size, env.envs or the sizes of world, or free some",
-              file=sys.stderr)  # fmt: skip
+        print(f"error: out of memory: {said}; lower {what_to_lower(error)}, or free some", file=sys.stderr)
         return 6
     if isinstance(error, OSError):
         print(f"error: {said}; check disk and permissions", file=sys.stderr)

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from reverie.errors import DeviceError
 
 log = logging.getLogger(__name__)
 
+PACKAGE = Path(__file__).parents[1]
 
 MAPPED, TRIMMED, PADDED = -3, -1, -2
 """Settings of mallopt: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD, in bytes."""
@@ -40,6 +42,17 @@ NO_MEMORY = re.compile(
     "can't start new thread|[Cc]annot allocate memory|unable to mmap|size calculation overflowed|array is too big"
 )
 """What torch, oneDNN, CUDA, numpy and Python say of memory that cannot be had, where their error does not."""
+
+LARGE = {
+    "behavior/intrinsic": "intrinsic.features, intrinsic.units, or starts, samples and steps of empowerment",
+    "world/modality/text": "env.text_length",
+    "world/modality/audio": "the samples of a sound, or replay.length",
+    "replay": "replay.batch_size or replay.length",
+    "env": "env.envs, env.size or env.text_length",
+}
+"""Parts of the package, and what makes the arrays large that they ask for."""
+
+LARGE_ANYWHERE = "replay.batch_size, env.envs or the sizes of world"
 
 CGROUP = Path("/sys/fs/cgroup")
 """Where Linux tells a container its share of the processor."""
@@ -115,6 +128,17 @@ def keep_freed_memory() -> None:
     if any(process.mallopt(MAPPED, size) for size in LARGEST_KEPT):  # without it, the others would freeze a small one
         process.mallopt(TRIMMED, 2**31 - 1)
         process.mallopt(PADDED, 2**26)
+
+
+def what_to_lower(error: BaseException) -> str:
+    """The options that made an array too large, by the innermost part of the package that asked for it."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if path.is_relative_to(PACKAGE):
+            place = path.relative_to(PACKAGE).as_posix()
+            if asked := next((options for part, options in LARGE.items() if place.startswith(part)), ""):
+                return asked
+    return LARGE_ANYWHERE
 
 
 def lacks_memory(error: BaseException) -> bool:

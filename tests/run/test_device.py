@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from reverie.behavior.intrinsic.sight import Sight
+from reverie.env.text import to_bytes
 from reverie.run import device
+from tests.intrinsic import setting
 
 
 @pytest.fixture
@@ -112,3 +115,17 @@ def test_memory_that_cannot_be_had_is_recognised(ask: Callable[[], object]):
 def test_what_libraries_say_where_they_have_no_error_for_it(said, lacking):
     assert device.lacks_memory(RuntimeError(said)) == lacking
     assert not device.lacks_memory(KeyError(said))
+
+
+@pytest.mark.parametrize(
+    ("ask", "named"),
+    [
+        (lambda: to_bytes("left", 2**62), "env.text_length"),
+        (lambda: Sight(2**50, setting(), outcome=True), "intrinsic.features"),
+        (lambda: torch.empty(2**53), "replay.batch_size"),
+    ],
+)
+def test_what_asked_for_too_much_memory_says_what_to_lower(ask: Callable[[], object], named: str):
+    with pytest.raises((RuntimeError, MemoryError, OverflowError)) as refusal:
+        ask()
+    assert named in device.what_to_lower(refusal.value)
