@@ -59,6 +59,7 @@ STARTS = (0.1, 1.0, 10.0, 100.0)
 RULES = {
     "fixed": RateOptions(rule="fixed"),
     "adam": RateOptions(rule="adam", step=0.05),
+    "adam, no tolerance": RateOptions(rule="adam", step=0.05, tolerance=0.0, offset=0.01),
     "norm": RateOptions(rule="norm", step=0.05),
     "cosine": RateOptions(rule="cosine", step=0.1),
     "sign": RateOptions(rule="sign", step=0.02),
