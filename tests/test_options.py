@@ -9,11 +9,11 @@ import pytest
 
 from reverie.config import Config, build, dump, load, settle
 from reverie.errors import ConfigError
-from reverie.learned_rates import MetaOptions, RateOptions
+from reverie.learned_rates import MetaOptions, WorldRateOptions
 from reverie.options import OTHERS, Options, refuse_in_vain
 from reverie.world.options import WorldOptions
 
-COSINE = MetaOptions(world=RateOptions(rule="cosine"))
+COSINE = MetaOptions(world=WorldRateOptions(rule="cosine"))
 
 
 class Engine(Options):

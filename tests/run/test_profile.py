@@ -43,8 +43,8 @@ def test_time_inside_a_nested_part_counts_there_alone(monkeypatch):
 def test_the_command_explains_a_training_step(hierarchy, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     act, kind = Agent.act, "skills" if hierarchy else "empowerment"
-    more = [f"hierarchy.enabled={json.dumps(hierarchy)}", "hierarchy.period=2", f"intrinsic.empowerment.kind={kind}"]
-    more += ["intrinsic.curiosity.kind=icm", "intrinsic.every=1"]
+    more = [f"hierarchy.enabled={json.dumps(hierarchy)}", *(["hierarchy.period=2"] if hierarchy else [])]
+    more += [f"intrinsic.empowerment.kind={kind}", "intrinsic.curiosity.kind=icm", "intrinsic.every=1"]
     motives = {"intrinsic", "icm", kind, *(["goals"] if hierarchy else [])}
     assert main(["profile", "--env", "CartPole-v1", "--updates", "4", "--output", "profile.json", *TINY, *more]) == 0
     lines = capsys.readouterr().out.splitlines()
