@@ -23,8 +23,7 @@ from tests.test_agent import step_of
 
 
 def distance(mine: Tensor, expected: Tensor) -> float:
-    """As a share, and of what is nearly zero by nature, such as a ratio's distance from one, in hundredths."""
-    return float((mine - expected).norm() / expected.norm().clamp(min=1e-2))
+    return float((mine - expected).norm() / expected.norm().clamp(min=1e-3))
 
 
 class Lender:
