@@ -95,11 +95,11 @@ class TextReader(Patches):
         return tokens.unflatten(0, text.shape[:-1])
 
     def read(self, patches: Int[Tensor, "N P p"]) -> Float[Tensor, "N X"]:
-        said = patches.any(-1)
+        said = F.pad(patches.sum(-1), (1, 0), value=1) != 0  # padded as numbers: inductor fails at truth values
         place_in_patch = self.symbols * torch.arange(self.size, device=patches.device)
         x = F.pad(self.bytes(patches + place_in_patch).sum(-2), (0, 0, 1, 0))
         x = x + self.places[: x.shape[1]]
-        seen = F.pad(said, (1, 0), value=True)[:, None].expand(-1, x.shape[1], -1)
+        seen = said[:, None].expand(-1, x.shape[1], -1)
         for block in self.blocks:
             x = block(x, seen)
         return self.output(x[:, 0])
@@ -141,7 +141,7 @@ class TextWriter(Patches):
 
     def counted(self, target: Int[Tensor, "N P p"]) -> Bool[Tensor, "N P p"]:
         """Which symbols are to be predicted: those up to the first zero."""
-        counted = F.pad(target.flatten(1)[:, :-1] != 0, (1, 0), value=True)
+        counted = F.pad(target.flatten(1)[:, :-1], (1, 0), value=1) != 0
         return (counted & (torch.arange(counted.shape[1], device=target.device) < self.length)).view(target.shape)
 
     def constant_loss(self, value: UInt[Tensor, "*batch L"], there: Bool[Tensor, "*batch"]) -> Float[Tensor, ""]:
