@@ -66,7 +66,9 @@ def test_random_kills_lose_no_acknowledged_save(tmp_path):
     acknowledged = fork.Value("q", 0, lock=False)
     draw = random.Random(0)
     inside = 0
-    for _ in range(25):
+    for kills in range(200):
+        if kills >= 25 and inside:  # a busy machine may need more than 25
+            break
         first = acknowledged.value + 1
         before = acknowledged.value
         child = begin(save_forever, tmp_path, first, acknowledged)
